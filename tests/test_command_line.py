@@ -84,10 +84,14 @@ def test_benchmark_prints_the_table_of_the_suite(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "the table\nthe table\n"
 
 
-def test_report_prints_the_path_of_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(monai_jsm.report, "write_report", lambda folder: folder / "report.html", raising=False)
+def test_report_prints_the_measures_and_the_path_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(monai_jsm.report, "write_report", lambda folder: folder / "report.html")
+    measures = {"tre_mean_after": {"mean": 1.5, "sd": 0.5, "median": 1.25, "unit": "mm"}}
+    (tmp_path / "metrics.json").write_text(json.dumps({"cases": 3, "measures": measures}))
     assert main(["report", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    out = capsys.readouterr().out
+    assert "| TRE, mean | mm |  | 1.50 ± 0.50 (median 1.25) |" in out
+    assert out.endswith(f"{tmp_path / 'report.html'}\n")
 
 
 def test_the_module_is_the_program_and_help_loads_no_torch():

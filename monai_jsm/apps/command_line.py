@@ -61,11 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     report = _add_command(
         commands,
         "report",
-        "(re)build report.html of a finished registration",
+        "(re)build report.html of a finished registration or evaluation, and print its measures",
         "monai-jsm report results/pair_0",
         _report,
     )
-    report.add_argument("folder", type=Path, metavar="DIR", help="folder of the registration's results")
+    report.add_argument("folder", type=Path, metavar="DIR", help="folder of the results")
     return parser
 
 
@@ -147,6 +147,8 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from monai_jsm.report import write_report
+    from monai_jsm.report import measures_table, write_report
 
-    print(write_report(arguments.folder))
+    page = write_report(arguments.folder)
+    print(measures_table(arguments.folder))
+    print(page)

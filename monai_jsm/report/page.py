@@ -143,9 +143,29 @@ def write_cohort_report(folder: Path) -> Path:
         "rows": _measure_rows(measures),
         "landmarks": [],
         "inputs": [],
-        "provenance": _flatten({key: metrics[key] for key in metrics if key not in ("cases", "measures")}),
+        "provenance": _flatten({key: metrics[key] for key in metrics if key not in ("cases", "measures", "landmarks")}),
     }
     return _write_page(folder, context, _cohort_illustrations(measures, per_case, errors))
+
+
+def measures_table(folder: Path) -> str:
+    """The measures of a finished registration or evaluation as a Markdown table.
+
+    Args:
+        folder: holds ``metrics.json``.
+
+    Returns:
+        A row per measure: what, unit, before, after; of an evaluation mean, standard deviation and median over cases.
+
+    Raises:
+        InputError: if ``metrics.json`` is missing or cannot be read.
+    """
+    metrics = _read_metrics(Path(folder))
+    measures = _read_measures(Path(folder) / "metrics.json", metrics, "mean" if "cases" in metrics else "value")
+    lines = ["| measure | unit | before | after |", "| --- | --- | --- | --- |"]
+    rows = _measure_rows(measures)
+    lines += [f"| {row['words']} | {row['unit']} | {row['before']} | {row['after']} |" for row in rows]
+    return "\n".join(lines)
 
 
 def _pair_illustrations(pair: Pair) -> list[Illustration]:
