@@ -1,0 +1,404 @@
+"""From a case of a datalist to tensors, and from a predicted field to what is measured and written.
+
+Dictionary transforms only: a pair travels as ``fixed_*`` and ``moving_*``. Landmarks travel in world coordinates (RAS,
+mm) until :class:`LandmarksToVoxeld`, so any MONAI spatial transform that keeps the affine of its images moves them
+along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, list_data_collate
+from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform, RandomizableTransform, Transform
+from torch import Tensor
+
+from monai_jsm.data.landmarks import match_landmarks, read_landmarks
+from monai_jsm.geometry import (
+    carry_points,
+    identity_grid,
+    itk_displacement,
+    jacobian_determinant,
+    sample,
+    voxel_to_world,
+    warp,
+    world_to_voxel,
+)
+from monai_jsm.losses import box_mean
+from monai_jsm.metrics import field_measures, label_measures, landmark_measures, target_registration_error
+from monai_jsm.saliency import JointSaliencyBlock
+
+__all__ = [
+    "CarryLandmarksd",
+    "ItkFieldd",
+    "JacobianDeterminantd",
+    "JointSaliencyd",
+    "LandmarksToVoxeld",
+    "LoadPaird",
+    "MeasurePaird",
+    "MovingOnFixedGridd",
+    "RandSwapPaird",
+    "RandWarpMovingd",
+    "WarpOriginald",
+    "WarpPaird",
+    "collate_pairs",
+]
+
+_IMAGES = ("fixed_image", "moving_image")
+_LABELS = ("fixed_label", "moving_label")
+_MASKS = ("fixed_mask", "moving_mask")
+_LANDMARKS = ("fixed_landmarks", "moving_landmarks")
+
+
+class LoadPaird(Transform):
+    """Read the images, labels, masks and landmarks of a case.
+
+    Images become (1, *S) float32 ``MetaTensor``, labels and masks (1, *S) of whole numbers; landmarks (N, D) float64,
+    RAS, mm, matched by label, in the order of the fixed image, with ``landmark_labels`` their names joined by line
+    feeds. A case without landmarks gets (0, D). The path of each file stays under ``<key>_path``.
+    :func:`monai_jsm.data.check_cases` refuses what cannot be used; it runs before.
+
+    Args:
+        spatial_dims: 2 or 3; a 2D file may carry a third axis of one voxel.
+    """
+
+    def __init__(self, spatial_dims: int) -> None:
+        self.spatial_dims = spatial_dims
+        self.read = LoadImage(image_only=True)
+        self.channel_first = EnsureChannelFirst(channel_dim="no_channel")
+
+    def _load(self, path: str) -> Tensor:
+        image = self.read(path)
+        while image.dim() > self.spatial_dims and image.shape[-1] == 1:
+            image = image.squeeze(-1)
+        return self.channel_first(image)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        for key in (*_IMAGES, *_LABELS, *_MASKS):
+            if key in d:
+                d[f"{key}_path"], d[key] = d[key], self._load(d[key])
+        if "fixed_landmarks" not in d:
+            d.update({key: torch.zeros(0, self.spatial_dims, dtype=torch.float64) for key in _LANDMARKS})
+            d["landmark_labels"] = ""
+            return d
+        sets = [
+            read_landmarks(d[key], d["landmark_space"], d[image].affine.numpy())
+            for key, image in zip(_LANDMARKS, _IMAGES, strict=True)
+        ]
+        matched = match_landmarks(*sets)
+        for key, landmarks in zip(_LANDMARKS, matched, strict=True):
+            d[f"{key}_path"] = d[key]
+            d[key] = torch.as_tensor(landmarks.positions, dtype=torch.float64)
+        d["landmark_labels"] = "\n".join(matched[0].labels)
+        return d
+
+
+class MovingOnFixedGridd(Transform):
+    """Resample the moving image, label and mask to the grid of the fixed image where the two grids differ.
+
+    Linear for the image, nearest for label and mask; beyond the moving image its border is repeated.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        fixed, moving = d["fixed_image"], d["moving_image"]
+        if fixed.shape == moving.shape and torch.allclose(fixed.affine, moving.affine, atol=1e-4):
+            return d
+        for key, mode in (("moving_image", "bilinear"), ("moving_label", "nearest"), ("moving_mask", "nearest")):
+            if key in d:
+                d[key] = _on_grid(_sample_across(d[key], fixed, None, mode), fixed)
+        return d
+
+
+class LandmarksToVoxeld(MapTransform):
+    """Turn landmarks from world coordinates into voxels of the fixed image's grid, on which both images lie by now."""
+
+    def __init__(self, keys: Sequence[str] = _LANDMARKS, refer_key: str = "fixed_image") -> None:
+        super().__init__(keys)
+        self.refer_key = refer_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = world_to_voxel(d[key], d[self.refer_key].affine)
+        return d
+
+
+class WarpOriginald(Transform):
+    """Add ``warped``: the moving image as it was read, pulled through the field in one interpolation, (1, *S).
+
+    Expects ``pred`` and ``moving_original``, a copy of the moving image on its own grid and in its own intensities.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        ddf = _plain(d["pred"])[None].double()
+        d["warped"] = _on_grid(
+            _sample_across(d["moving_original"], d["fixed_image"], ddf, "bilinear"), d["fixed_image"]
+        )
+        return d
+
+
+def _sample_across(moving: MetaTensor, fixed: MetaTensor, ddf: Tensor | None, mode: str) -> Tensor:
+    """Read an image on its own grid at every voxel of another one, displaced by a field in voxels of that; (C, *S)."""
+    shape, dims = list(fixed.shape[1:]), fixed.dim() - 1
+    at = identity_grid(shape, torch.zeros((), dtype=torch.float64, device=fixed.device))
+    voxels = (at if ddf is None else at + ddf)[0].flatten(1).T  # (voxels, D)
+    there = world_to_voxel(voxel_to_world(voxels, fixed.affine), moving.affine).T.reshape(1, dims, *shape)
+    return sample(_plain(moving)[None].double(), there, mode)[0].to(moving.dtype)
+
+
+class RandSwapPaird(RandomizableTransform):
+    """Exchange fixed and moving, so that a network learns both directions."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for fixed, moving in (_IMAGES, _LABELS, _MASKS, _LANDMARKS):
+                if fixed in d and moving in d:
+                    d[fixed], d[moving] = d[moving], d[fixed]
+        return d
+
+
+class RandWarpMovingd(RandomizableTransform):
+    """Pull the moving image through a random smooth field, so that a network meets large motion of every kind.
+
+    The moving landmarks follow: a landmark at ``p`` goes to the ``q`` with ``q + v(q) = p``, found by fixed-point
+    iteration. Labels and masks of the moving image follow by nearest neighbour.
+
+    Args:
+        prob: probability of warping a pair.
+        max_displacement: the longest vector of a field is drawn uniformly from 0 to this, voxels.
+        smoothness: range of the distance between independent vectors, voxels. Fields whose steepness would fold are
+            made shorter until their steepest slope is 0.7.
+    """
+
+    def __init__(self, prob: float, max_displacement: float, smoothness: tuple[float, float]) -> None:
+        RandomizableTransform.__init__(self, prob)
+        self.max_displacement = max_displacement
+        self.smoothness = smoothness
+
+    def _field(self, shape: Sequence[int]) -> Tensor:
+        """A random field, (1, D, *S), voxels."""
+        step = self.R.uniform(*self.smoothness)
+        coarse = [int(np.ceil(n / step)) + 3 for n in shape]
+        noise = torch.as_tensor(self.R.standard_normal((1, len(shape), *coarse)), dtype=torch.float32)
+        offset = torch.as_tensor(self.R.uniform(0, 1, len(shape)), dtype=torch.float32)
+        at = identity_grid(list(shape), noise) / step + (1 + offset).reshape(1, -1, *[1] * len(shape))
+        field = _box_smooth(sample(noise, at), int(step / 2) * 2 + 1)
+        field = field / torch.linalg.vector_norm(field, dim=1).max() * self.R.uniform(0, self.max_displacement)
+        slopes = torch.stack(torch.gradient(field, dim=list(range(2, field.dim()))))
+        steepest = torch.linalg.vector_norm(slopes, dim=(0, 2)).max().item()
+        return field * min(1.0, 0.7 / max(steepest, 1e-6))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        self.randomize(None)
+        if not self._do_transform:
+            return d
+        image = d["moving_image"]
+        field = self._field(image.shape[1:])
+        for key, mode in (("moving_image", "bilinear"), ("moving_label", "nearest"), ("moving_mask", "nearest")):
+            if key in d:
+                pulled = warp(_plain(d[key])[None].to(field), field, mode)[0].to(d[key].dtype)
+                d[key] = _on_grid(pulled, image)
+        if len(d.get("moving_landmarks", ())):
+            target = world_to_voxel(d["moving_landmarks"], image.affine)
+            found = target
+            for _ in range(30):
+                found = target - (carry_points(found[None], field)[0] - found)
+            d["moving_landmarks"] = voxel_to_world(found, image.affine)
+        return d
+
+
+def _box_smooth(field: Tensor, window: int) -> Tensor:
+    """Two passes of a moving average, the border repeated."""
+    for _ in range(2):
+        field = box_mean(field, window)
+    return field
+
+
+def collate_pairs(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of cases that may differ in size and in number of landmarks.
+
+    Images, labels and masks are padded at their far ends, by repeating the border, to the largest of the batch;
+    landmarks are padded with rows of NaN, which every measure leaves out.
+
+    Args:
+        cases: dictionaries with the same keys; images (C, *S), landmarks (N, D).
+
+    Returns:
+        One dictionary; images (B, C, *S), landmarks (B, N, D).
+    """
+    cases = [dict(case) for case in cases]
+    for key in (*_IMAGES, *_LABELS, *_MASKS):
+        if key in cases[0]:
+            largest = np.max([case[key].shape[1:] for case in cases], axis=0)
+            for case in cases:
+                case[key] = _pad_far_end(case[key], largest)
+    for key in _LANDMARKS:
+        if key in cases[0]:
+            longest = max(len(case[key]) for case in cases)
+            for case in cases:
+                missing = case[key].new_full((longest - len(case[key]), case[key].shape[1]), float("nan"))
+                case[key] = torch.cat([case[key], missing])
+    return list_data_collate(cases)
+
+
+def _pad_far_end(image: Tensor, shape: np.ndarray) -> Tensor:
+    widths = [n - have for n, have in zip(shape, image.shape[1:], strict=True)]
+    if not any(widths):
+        return image
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    padding = [int(n) for width in reversed(widths) for n in (0, width)]
+    padded = torch.nn.functional.pad(plain[None].float(), padding, mode="replicate")[0].to(plain.dtype)
+    return MetaTensor(padded, affine=image.affine, meta=image.meta) if isinstance(image, MetaTensor) else padded
+
+
+class WarpPaird(Transform):
+    """Add ``warped_image`` and, where there are labels, ``warped_label``: moving pulled through the field.
+
+    Labels are warped one-hot and linearly, and each voxel takes the strongest label. Expects ``pred``, the ddf, (D,
+    *S).
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        ddf = _plain(d["pred"])[None]
+        warped = warp(_plain(d["moving_image"])[None].to(ddf), ddf)[0]
+        d["warped_image"] = _on_grid(warped, d["fixed_image"])
+        if "moving_label" in d:
+            label = _plain(d["moving_label"])
+            values = label.unique()
+            one_hot = torch.stack([(label[0] == value) for value in values])[None].to(ddf)
+            d["warped_label"] = _on_grid(values[warp(one_hot, ddf)[0].argmax(0, keepdim=True)], d["fixed_image"])
+        return d
+
+
+class JointSaliencyd(Transform):
+    """Add ``joint_saliency`` and ``trust`` of the fixed image and the final warped one, each (1, *S), in [0, 1]."""
+
+    def __init__(self, spatial_dims: int) -> None:
+        self.block = JointSaliencyBlock(spatial_dims)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        warped = _plain(d["warped_image"])[None]
+        with torch.no_grad():
+            seen = self.block(_plain(d["fixed_image"])[None].to(warped), warped)
+        d["joint_saliency"] = _on_grid(seen.joint_saliency[0], d["fixed_image"])
+        d["trust"] = _on_grid(seen.trust[0], d["fixed_image"])
+        return d
+
+
+class JacobianDeterminantd(Transform):
+    """Add ``jacobian``, the determinant of the Jacobian of ``id + pred``, (1, *S)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        d["jacobian"] = _on_grid(jacobian_determinant(_plain(d["pred"])[None])[0], d["fixed_image"])
+        return d
+
+
+class ItkFieldd(Transform):
+    """Add ``field``, the ddf as ITK, ANTs and Slicer hold it: (D, *S), mm, LPS."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        d["field"] = _on_grid(itk_displacement(_plain(d["pred"])[None], d["fixed_image"].affine)[0], d["fixed_image"])
+        return d
+
+
+class CarryLandmarksd(Transform):
+    """Push the fixed landmarks through the field and add the world coordinates of all three sets.
+
+    ``carried_landmarks`` is (N, D), voxels; ``fixed_world``, ``moving_world`` and ``carried_world`` are (N, D), RAS,
+    mm. Rows of NaN, which pad a batch, are dropped.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        fixed, moving = (_plain(d[key]) for key in _LANDMARKS)
+        there = ~torch.isnan(fixed).any(1)
+        fixed, moving = fixed[there], moving[there]
+        carried = fixed if len(fixed) == 0 else carry_points(fixed[None], _plain(d["pred"])[None])[0]
+        affine = d["fixed_image"].affine
+        d["carried_landmarks"] = carried
+        for name, points in (("fixed_world", fixed), ("moving_world", moving), ("carried_world", carried)):
+            d[name] = voxel_to_world(points, affine)
+        return d
+
+
+class MeasurePaird(Transform):
+    """Add ``measures``, a dictionary of :data:`monai_jsm.metrics.UNITS`, the per-landmark errors, and ``case_error``.
+
+    ``landmark_errors`` is (N, 4): before and after in mm, before and after in voxels. ``case_error`` is what model
+    selection looks at, lower is better: the mean TRE in mm where there are landmarks, else the contour distance in mm
+    where there are labels, else one minus the squared correlation of fixed and warped. Runs after
+    :class:`CarryLandmarksd` and :class:`WarpPaird`.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of the case with the change."""
+        d = dict(data)
+        fixed_image = d["fixed_image"]
+        spacing = _spacing(fixed_image)
+        measures: dict[str, float] = {}
+        world = [
+            target_registration_error(d[k], d["moving_world"], (1.0,) * len(spacing))
+            for k in ("fixed_world", "carried_world")
+        ]
+        voxel = [
+            torch.linalg.vector_norm(
+                world_to_voxel(d[k], fixed_image.affine) - world_to_voxel(d["moving_world"], fixed_image.affine), dim=-1
+            )
+            for k in ("fixed_world", "carried_world")
+        ]
+        d["landmark_errors"] = torch.stack([*world, *voxel], 1)
+        if len(d["landmark_errors"]):
+            measures.update(landmark_measures(*world, *voxel))
+        if "warped_label" in d:
+            label = _plain(d["fixed_label"])
+            for key, when in (("moving_label", "before"), ("warped_label", "after")):
+                measures.update(label_measures(label, _plain(d[key]), spacing, when))
+        d["measures"] = measures | field_measures(_plain(d["pred"]))
+        d["case_error"] = torch.tensor([_case_error(measures, d)], dtype=torch.float64)
+        return d
+
+
+def _case_error(measures: dict[str, float], d: Mapping[Hashable, Any]) -> float:
+    for name in ("tre_mean_after", "contour_distance_after"):
+        if name in measures:
+            return measures[name]
+    both = torch.stack([_plain(d["fixed_image"]).flatten(), _plain(d["warped_image"]).flatten()])
+    return 1 - torch.corrcoef(both.double())[0, 1].item() ** 2
+
+
+def _spacing(image: MetaTensor) -> tuple[float, ...]:
+    dims = image.dim() - 1
+    return tuple(torch.linalg.vector_norm(image.affine[:dims, :dims].double(), dim=0).tolist())
+
+
+def _plain(image: Tensor) -> Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _on_grid(values: Tensor, image: MetaTensor) -> MetaTensor:
+    """Values on the grid of an image, with its affine and the name of its file."""
+    return MetaTensor(values, affine=image.affine, meta=dict(image.meta))
