@@ -9,8 +9,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from monai_jsm.data import SECTIONS, Landmarks, write_landmarks
+
+settings.register_profile("monai_jsm", deadline=None, derandomize=True)
+settings.load_profile("monai_jsm")
 
 PROJECT = Path(__file__).resolve().parents[1]
 CENTRE = np.array([10.0, -20.0, 30.0])  # of both images in the world, mm
