@@ -180,8 +180,8 @@ class JointSaliencyBlock(torch.nn.Module):
             ``recommended``.
         saliency: of the recommended formula: ``energy``, tr T / (tr T + 0.1 q), or ``regional``, the root mean
             square distance to the neighbours, shifted and scaled to [0, 1]. The regional one vanishes on the crest
-            of a straight edge, where the normalised tensor is level, so it misses two edges that cross; it costs
-            nearly twice the time and memory.
+            of a straight edge, where the normalised tensor is level, so it misses two edges that cross; it takes
+            nearly twice the time and half as much memory again.
         inner_sigma: standard deviation of the derivative of Gaussian of the recommended formula, same unit.
         spacing: D voxel edges in mm, in array-axis order; left out, every edge is one.
         similarity_sigma: sigma_S, the distance of tensors at which similarity falls to 0.61.
