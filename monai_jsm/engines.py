@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from monai_jsm.data.errors import InputError
 
-__all__ = ["PreparePair", "explain_input_errors", "start_process_group"]
+__all__ = ["PreparePair", "explain_input_errors", "mixed_precision", "start_process_group"]
+
+logger = logging.getLogger(__name__)
 
 
 class PreparePair(PrepareBatch):
@@ -76,6 +79,13 @@ def _explaining(previous: Callable[..., Any]) -> Callable[..., Any]:
 
     hook.explains_input_errors = True  # type: ignore[attr-defined]
     return hook
+
+
+def mixed_precision(wanted: bool, device: torch.device) -> bool:
+    """Whether an engine runs under autocast: where it is wanted and the device is CUDA; elsewhere a warning says no."""
+    if wanted and device.type != "cuda":
+        logger.warning("amp is for CUDA devices and stays off on this one (%s).", device)
+    return wanted and device.type == "cuda"
 
 
 def start_process_group(device: torch.device) -> None:

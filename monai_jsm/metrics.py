@@ -6,7 +6,8 @@ all. Overlap and surface distances are MONAI's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,12 +85,19 @@ def target_registration_error(predicted: Tensor, reference: Tensor, spacing: Seq
 
 
 class TargetRegistrationErrorMetric(CumulativeIterationMetric):
-    """Mean target registration error of each case, then the mean over cases; lower is better.
+    """Target registration error of each case, then the mean over cases; lower is better.
 
-    Called with ``y_pred``, the carried landmarks, and ``y``, the reference, both in world coordinates (mm): tensors
-    (B, N, D), or lists of (N, D) where cases have different numbers of landmarks. A row of NaN is padding and does not
-    count. A case without landmarks is NaN and left out of the mean. The buffer holds one row per case, (cases, 1), so
-    it gathers over processes.
+    Called with ``y_pred``, the carried landmarks (or, for the error before registration, those of the fixed image), and
+    ``y``, the reference: tensors (B, N, D), or lists of (N, D) where cases have different numbers of landmarks. A row
+    of NaN is padding and does not count. A case without landmarks is NaN and left out of the mean. The buffer holds
+    one row per case, (cases, 1), so it gathers over processes.
+
+    Args:
+        statistic: of the landmarks of a case: ``mean``, ``median``, ``p95`` or ``max``.
+        spacing: D voxel edges in mm if landmarks are voxels; left out, the error has the unit of the landmarks.
+
+    Raises:
+        ValueError: for an unknown statistic.
 
     Example:
         >>> metric = TargetRegistrationErrorMetric()
@@ -98,37 +106,68 @@ class TargetRegistrationErrorMetric(CumulativeIterationMetric):
         tensor(2.5000)
     """
 
+    def __init__(self, statistic: str = "mean", spacing: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if statistic not in _STATISTICS:
+            raise ValueError(f"statistic must be one of {', '.join(_STATISTICS)}, got {statistic!r}.")
+        self.statistic = statistic
+        self.spacing = spacing
+
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
         if y is None:
             raise ValueError("target registration error needs the reference landmarks beside the carried ones.")
-        error = target_registration_error(y_pred, y, (1.0,) * y.shape[-1])
-        return torch.nanmean(error, dim=-1, keepdim=True)
+        spacing = (1.0,) * y.shape[-1] if self.spacing is None else self.spacing
+        error = target_registration_error(y_pred, y, spacing)
+        if error.shape[-1] == 0:
+            return error.new_full((len(error), 1), float("nan"))
+        return _STATISTICS[self.statistic](error).unsqueeze(-1)
 
     def aggregate(self) -> Tensor:
-        """Mean over cases, a scalar, mm; NaN if no case had landmarks."""
-        return _mean_over_cases(self)
+        """Mean over cases, a scalar; NaN if no case had landmarks."""
+        return torch.nanmean(_rows(self))
+
+
+def _largest(error: Tensor) -> Tensor:
+    return torch.where(error.isnan().all(-1), float("nan"), error.nan_to_num(nan=-1.0).amax(-1))
+
+
+_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda error: torch.nanmean(error, dim=-1),
+    "median": lambda error: torch.nanquantile(error, 0.5, dim=-1),
+    "p95": lambda error: torch.nanquantile(error, 0.95, dim=-1),
+    "max": _largest,
+}
 
 
 class CaseErrorMetric(CumulativeIterationMetric):
-    """Mean over cases of one number per case, by which the best model is chosen; lower is better.
+    """The error by which the best model is chosen; lower is better.
 
-    Called with a list of one-element tensors, one per case; MONAI's ``IgniteMetricHandler`` insists on a second
-    argument, which is ignored.
+    Called with a list of (3,) tensors, one per case: mean TRE in mm, contour distance in mm, and one minus the squared
+    correlation of fixed and warped; NaN where a case lacks it. One kind decides for all cases: the first of the three
+    that any case has. MONAI's ``IgniteMetricHandler`` insists on a second argument, which is ignored.
+
+    Example:
+        >>> metric = CaseErrorMetric()
+        >>> _ = metric([torch.tensor([float("nan"), 2.0, 0.1]), torch.tensor([float("nan"), 4.0, 0.3])])
+        >>> metric.aggregate()
+        tensor(3.)
     """
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: Any) -> Tensor:
-        return y_pred.reshape(-1, 1)
+        return y_pred.reshape(-1, 3)
 
     def aggregate(self) -> Tensor:
-        """Mean over cases, a scalar."""
-        return _mean_over_cases(self)
+        """Mean over the cases that have the deciding kind, a scalar."""
+        kinds = torch.nanmean(_rows(self), dim=0)
+        known = kinds[~kinds.isnan()]
+        return known[0] if len(known) else kinds[0]
 
 
-def _mean_over_cases(metric: CumulativeIterationMetric) -> Tensor:
+def _rows(metric: CumulativeIterationMetric) -> Tensor:
     rows = metric.get_buffer()
     if not isinstance(rows, Tensor):
         raise ValueError("nothing to aggregate: the metric has not seen a case.")
-    return torch.nanmean(rows)
+    return rows
 
 
 def landmark_measures(before: Tensor, after: Tensor, before_voxel: Tensor, after_voxel: Tensor) -> dict[str, float]:
@@ -160,7 +199,7 @@ def landmark_measures(before: Tensor, after: Tensor, before_voxel: Tensor, after
 
 
 def label_measures(fixed: Tensor, other: Tensor, spacing: Sequence[float], when: str) -> dict[str, float]:
-    """Overlap and contour distance, averaged over the labels that both images hold.
+    """Overlap and contour distance, averaged over the labels of the fixed image.
 
     The contour distance is symmetric: the mean over the contour voxels of both labels of the distance to the other
     contour.
@@ -172,30 +211,34 @@ def label_measures(fixed: Tensor, other: Tensor, spacing: Sequence[float], when:
         when: ``before`` or ``after``, the end of the measures' names.
 
     Returns:
-        Dice, contour distance (mm and voxels) and HD95 (mm). A label that one image lacks altogether counts as
-        Dice 0 and leaves the distances out; nothing is returned where no label is shared.
+        Dice, contour distance (mm and voxels) and HD95 (mm). A label that ``other`` lacks altogether counts as Dice 0
+        and as far away as the image is long, corner to corner, so that losing a label never looks like a gain. Nothing
+        is returned where ``fixed`` has no label.
     """
     labels = sorted(set(fixed.unique().tolist()) - {0})
-    pairs = [((fixed == value)[None].float(), (other == value)[None].float()) for value in labels]
-    both = [(a, b) for a, b in pairs if b.any()]
-    if not both:
-        return {f"dice_{when}": 0.0} if pairs else {}
-    distances = [
-        (
-            compute_average_surface_distance(b, a, include_background=True, symmetric=True, spacing=list(spacing)),
-            compute_average_surface_distance(b, a, include_background=True, symmetric=True),
-            compute_hausdorff_distance(b, a, include_background=True, percentile=95, spacing=list(spacing)),
-        )
-        for a, b in both
+    if not labels:
+        return {}
+    shape = fixed.shape[1:]
+    voxels = [1.0] * len(shape)
+    diagonals = [
+        math.dist([0.0] * len(shape), [n * e for n, e in zip(shape, edges, strict=True)]) for edges in (spacing, voxels)
     ]
-    dice = sum(compute_dice(b, a).item() for a, b in both) / len(pairs)
-    mm, voxel, hd95 = (torch.stack([d[i].squeeze() for d in distances]).mean().item() for i in range(3))
-    return {
-        f"dice_{when}": dice,
-        f"contour_distance_{when}": mm,
-        f"contour_distance_{when}_voxel": voxel,
-        f"hd95_{when}": hd95,
-    }
+    rows = []
+    for value in labels:
+        ours, theirs = ((label == value)[None].float() for label in (fixed, other))
+        if not theirs.any():
+            rows.append((0.0, *diagonals, diagonals[0]))
+            continue
+        contours = [
+            compute_average_surface_distance(
+                theirs, ours, include_background=True, symmetric=True, spacing=list(edges)
+            ).item()
+            for edges in (spacing, voxels)
+        ]
+        hd95 = compute_hausdorff_distance(theirs, ours, include_background=True, percentile=95, spacing=list(spacing))
+        rows.append((compute_dice(theirs, ours).item(), *contours, hd95.item()))
+    names = (f"dice_{when}", f"contour_distance_{when}", f"contour_distance_{when}_voxel", f"hd95_{when}")
+    return dict(zip(names, torch.tensor(rows, dtype=torch.float64).mean(0).tolist(), strict=True))
 
 
 def field_measures(ddf: Tensor) -> dict[str, float]:

@@ -348,10 +348,8 @@ class CarryLandmarksd(Transform):
 class MeasurePaird(Transform):
     """Add ``measures``, a dictionary of :data:`monai_jsm.metrics.UNITS`, the per-landmark errors, and ``case_error``.
 
-    ``landmark_errors`` is (N, 4): before and after in mm, before and after in voxels. ``case_error`` is what model
-    selection looks at, lower is better: the mean TRE in mm where there are landmarks, else the contour distance in mm
-    where there are labels, else one minus the squared correlation of fixed and warped. Runs after
-    :class:`CarryLandmarksd` and :class:`WarpPaird`.
+    ``landmark_errors`` is (N, 4): before and after in mm, before and after in voxels. ``case_error`` is what
+    :class:`~monai_jsm.metrics.CaseErrorMetric` takes. Runs after :class:`CarryLandmarksd` and :class:`WarpPaird`.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -378,16 +376,11 @@ class MeasurePaird(Transform):
             for key, when in (("moving_label", "before"), ("warped_label", "after")):
                 measures.update(label_measures(label, _plain(d[key]), spacing, when))
         d["measures"] = measures | field_measures(_plain(d["pred"]))
-        d["case_error"] = torch.tensor([_case_error(measures, d)], dtype=torch.float64)
+        both = torch.stack([_plain(d[key]).flatten().double() for key in ("fixed_image", "warped_image")])
+        unexplained = 1 - torch.corrcoef(both)[0, 1].item() ** 2
+        known = [measures.get(name, float("nan")) for name in ("tre_mean_after", "contour_distance_after")]
+        d["case_error"] = torch.tensor([*known, unexplained], dtype=torch.float64)
         return d
-
-
-def _case_error(measures: dict[str, float], d: Mapping[Hashable, Any]) -> float:
-    for name in ("tre_mean_after", "contour_distance_after"):
-        if name in measures:
-            return measures[name]
-    both = torch.stack([_plain(d["fixed_image"]).flatten(), _plain(d["warped_image"]).flatten()])
-    return 1 - torch.corrcoef(both.double())[0, 1].item() ** 2
 
 
 def _spacing(image: MetaTensor) -> tuple[float, ...]:

@@ -106,12 +106,15 @@ def test_a_second_training_into_the_same_folder_is_refused_in_one_sentence(train
     assert "Traceback" not in said
 
 
-def test_inference_runs_inside_the_bundle_and_from_anywhere(trained, phantom, tmp_path):
+def test_it_runs_inside_the_bundle_and_from_anywhere(trained, phantom, tmp_path):
     """In ``bundle/``, and by ``--bundle_root`` from elsewhere, with the released weights: the same field."""
     here, there = tmp_path / "here", tmp_path / "there"
     shared = ["--dataset_dir", str(phantom), "--output_dir"]
     run(command("run", "--config_file", "configs/inference.json", *shared, str(here)), cwd=BUNDLE)
     run(command("run", "--config_file", INFERENCE, "--bundle_root", str(BUNDLE), *shared, str(there)), cwd=tmp_path)
+    settings = [*QUICK, "--max_epochs", "1", "--val_interval", "1", *shared, str(tmp_path / "trained")]
+    run(command("run training", "--config_file", "configs/train.json", *settings), cwd=BUNDLE)
+    assert (tmp_path / "trained" / "model.pt").is_file()
     files = sorted(path.relative_to(here) for path in here.rglob("*.*"))
     assert files == sorted(path.relative_to(there) for path in there.rglob("*.*"))
     for file in files:
@@ -130,6 +133,7 @@ BAD_INPUTS = {
     "an unreadable image": lambda folder: (folder / "training_002" / "fixed_image.nii.gz").write_bytes(
         b"\x1f\x8bnothing"
     ),
+    "a landmark outside its image": lambda folder: outside(folder / "validation_000" / "moving_landmarks.csv"),
     "landmark counts that differ": lambda folder: shorten(folder / "validation_001" / "fixed_landmarks.csv"),
 }
 
@@ -142,6 +146,12 @@ def spoil(folder: Path, case: str, change: Any) -> None:
 
 def shorten(path: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+def outside(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    lines[1] = ",".join([lines[1].split(",")[0], "-3.0", "5.0"])
+    path.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture
@@ -158,22 +168,37 @@ def test_bad_input_ends_the_command_with_one_sentence_and_nothing_written(copy_o
     arguments = ["--config_file", TRAIN, "--dataset_dir", str(copy_of_phantom), "--output_dir", str(output)]
     said = run(command("run training", *arguments, *QUICK), cwd=PROJECT, status=2)
     assert "Traceback" not in said
-    assert str(copy_of_phantom) in said.strip().splitlines()[-1]
+    said_last = said.strip().splitlines()[-1]
+    assert said_last.startswith(str(copy_of_phantom))
+    assert ";" in said_last  # the remedy
     assert not output.exists()
 
 
-@pytest.mark.parametrize("fault", BAD_INPUTS)
-def test_bad_input_is_an_input_error_somewhere_in_the_chain(copy_of_phantom, tmp_path, fault):
+def refusal(config: str | list[str], kind: str, folder: Path, output: Path) -> str:
+    """The sentence with which a workflow refuses its data."""
     from monai_jsm.data import InputError
 
-    BAD_INPUTS[fault](copy_of_phantom)
-    settings = {"dataset_dir": str(copy_of_phantom), "output_dir": str(tmp_path / "output"), "bundle_root": str(BUNDLE)}
     with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
-        create_workflow(config_file=TRAIN, workflow_type="train", logging_file=False, **settings).run()
-    chain: list[BaseException] = [caught.value]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    assert any(isinstance(error, InputError) and str(copy_of_phantom) in str(error) for error in chain)
+        in_process(config, kind, dataset_dir=str(folder), output_dir=str(output)).run()
+    error: BaseException | None = caught.value
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return str(error)
+
+
+@pytest.mark.parametrize("fault", BAD_INPUTS)
+def test_training_refuses_bad_input_in_one_sentence_before_it_writes(copy_of_phantom, tmp_path, fault, one_sentence):
+    BAD_INPUTS[fault](copy_of_phantom)
+    sentence = refusal(TRAIN, "train", copy_of_phantom, tmp_path / "output")
+    one_sentence(sentence, copy_of_phantom, "")
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(("config", "kind"), [([TRAIN, EVALUATE], "train"), (INFERENCE, "infer")])
+def test_evaluation_and_inference_refuse_bad_input_too(copy_of_phantom, tmp_path, config, kind, one_sentence):
+    spoil(copy_of_phantom, "testing_000", lambda v: np.where(v == v.max(), np.nan, v))
+    sentence = refusal(config, kind, copy_of_phantom, tmp_path / "output")
+    one_sentence(sentence, copy_of_phantom / "testing_000" / "fixed_image.nii.gz", "NaN")
     assert not (tmp_path / "output").exists()
 
 
@@ -241,6 +266,60 @@ def test_a_program_can_change_the_workflow_before_it_runs(phantom, tmp_path):
     workflow.finalize()
 
 
+def test_the_model_kept_is_the_one_of_the_lowest_validation_tre(phantom, tmp_path):
+    from ignite.engine import Events
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "run"
+    settings = {"dataset_dir": str(phantom), "output_dir": str(output), "max_epochs": 8, "val_interval": 1}
+    workflow = in_process(TRAIN, "train", batch_size=1, learning_rate=0.02, **settings)  # so fast that it errs at times
+    network = workflow.parser.get_parsed_content("network_def")
+    evaluator = workflow.parser.get_parsed_content("validate::evaluator")
+    seen: list[tuple[float, dict[str, torch.Tensor]]] = []
+
+    def remember(engine: Any) -> None:
+        assert engine.state.metrics["case_error"] == pytest.approx(engine.state.metrics["tre_mean_after"])
+        weights = {name: value.clone() for name, value in network.state_dict().items()}
+        seen.append((engine.state.metrics["case_error"], weights))
+
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, remember)
+    workflow.run()
+    errors = [error for error, _ in seen]
+    assert len(errors) == 8
+    assert evaluator.state.best_metric == min(errors) < max(errors)
+    kept, best = torch.load(output / "model.pt", weights_only=True), seen[errors.index(min(errors))][1]
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+    tags = set()
+    for file in output.glob("events.out.tfevents.*"):
+        tags |= set(EventAccumulator(str(file)).Reload().Tags()["scalars"])
+    assert {"train_loss", "tre_mean_after", "share_improved", "folding"} <= tags
+    workflow.finalize()
+
+
+def test_a_greater_number_of_epochs_stretches_the_learning_rate_schedule(phantom, tmp_path):
+    rates = []
+    for epochs, resume in ((2, False), (4, True)):
+        settings = {"dataset_dir": str(phantom), "output_dir": str(tmp_path / "run"), "max_epochs": epochs}
+        workflow = in_process(TRAIN, "train", resume=resume, **settings)
+        workflow.run()
+        rates.append(workflow.parser.get_parsed_content("optimizer").param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-5, 1e-5])
+
+
+def test_mlflow_takes_the_measures(phantom, tmp_path):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    arguments = ["--config_file", TRAIN, "--dataset_dir", str(phantom), "--output_dir", str(tmp_path / "run")]
+    run(
+        command("run training", *arguments, *QUICK, "--max_epochs", "1", "--val_interval", "1", "--tracking", "mlflow"),
+        cwd=PROJECT,
+    )
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "run" / "mlruns.db") as database:
+        keys = {row[0] for row in database.execute("select distinct key from metrics")}
+    assert {"train_loss", "tre_mean_after"} <= keys
+
+
 def test_volumes_train_by_the_same_configuration(datalist_factory, tmp_path):
     network = {
         "_target_": "monai_jsm.networks.GlobalToLocalNet",
@@ -299,19 +378,29 @@ def test_evaluator_inference_and_a_plain_call_give_the_same_field(phantom, tmp_p
         torch.testing.assert_close(vectors.float(), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16])
-def test_mixed_precision_moves_no_field_by_more_than_a_twentieth_of_a_voxel(phantom, dtype):
-    network = load_weights(GlobalToLocalNet(2), BUNDLE / "models" / "model.pt").eval()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_mixed_precision_moves_no_field_by_more_than_a_twentieth_of_a_voxel(phantom, device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    network = load_weights(GlobalToLocalNet(2), BUNDLE / "models" / "model.pt").eval().to(device)
     workflow = in_process(INFERENCE, "infer", dataset_dir=str(phantom))
-    workflow.initialize()
-    pair = workflow.parser.get_parsed_content("dataset")[0]
-    image = torch.cat([pair["moving_image"], pair["fixed_image"]]).as_tensor()[None]
-    with torch.no_grad():
-        full = network(image)
-        with torch.autocast("cpu", dtype=dtype):
-            mixed = network(image)
-    assert full.abs().max() > 1
-    assert (mixed - full).abs().max() < 0.05
+    for pair in workflow.parser.get_parsed_content("dataset"):
+        image = torch.cat([pair["moving_image"], pair["fixed_image"]]).as_tensor()[None].to(device)
+        with torch.no_grad():
+            full = network(image)
+            with torch.autocast(device, dtype=torch.float16):
+                mixed = network(image)
+        assert full.abs().max() > 1
+        assert (mixed - full).abs().max() < 0.05
+
+
+def test_amp_stays_off_without_cuda_and_says_so(caplog):
+    from monai_jsm.engines import mixed_precision
+
+    assert not mixed_precision(True, torch.device("cpu"))
+    assert "amp is for CUDA devices" in caplog.text
+    assert mixed_precision(True, torch.device("cuda"))
+    assert not mixed_precision(False, torch.device("cuda"))
 
 
 def test_metadata_holds_what_monai_asks_for(tmp_path):
@@ -332,7 +421,7 @@ def test_metadata_names_the_versions_that_are_pinned():
 
     metadata = json.loads((CONFIGS / "metadata.json").read_text())
     pins = dict(
-        line.split("==")
+        line.split(";")[0].split("==")
         for line in (PROJECT / "constraints.txt").read_text().splitlines()
         if "==" in line and line[0] != "#"
     )
@@ -418,7 +507,7 @@ def test_what_inference_shares_with_training_is_equal():
     assert loading[:-1] == train["train"]["load"]
 
 
-DOCUMENTED = ("README.md", "bundle/docs/README.md", "docs/results.md", "CONTRIBUTING.md", "Makefile")
+DOCUMENTED = ("README.md", "bundle/docs/README.md", "docs/results.md", "docs/method.md", "CONTRIBUTING.md", "Makefile")
 
 
 def test_every_override_in_the_documentation_names_an_entry():
@@ -445,3 +534,25 @@ def test_every_override_in_the_documentation_names_an_entry():
             if "monai.bundle" in line or "$(BUNDLE)" in line:
                 for option in re.findall(r"--([A-Za-z_:#]+)", line.split("monai.bundle")[-1]):
                     assert re.split("::|#", option)[0] in known | {"train", "validate"}, f"{document}: --{option}"
+
+
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(tmp_path):
+    import zipfile
+
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        ".",
+    ]
+    run(build, cwd=PROJECT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in ("py.typed", "data/datalist_schema.json", "report/page.html", "networks.py", "apps/command_line.py"):
+        assert f"monai_jsm/{wanted}" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"monai_jsm"}

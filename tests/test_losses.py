@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.losses import DiffusionLoss
+from monai.losses import BendingEnergyLoss, DiffusionLoss
 from scipy import ndimage
 
 from monai_jsm.losses import (
@@ -158,13 +158,14 @@ def test_trust_shields_the_loss_from_an_outlier():
     assert losses[1] < 0.5 * losses[0]
 
 
-def test_a_few_steps_bring_a_moved_square_closer():
+@pytest.mark.parametrize("regulariser", [DiffusionLoss(), BendingEnergyLoss()])
+def test_a_few_steps_bring_a_moved_square_closer(regulariser):
     torch.manual_seed(0)
     network = GlobalToLocalNet(2, global_channels=(8, 16, 16), local_channels=(8, 16))
     image = torch.zeros(1, 2, 32, 32)
     image[:, 0, 12:22, 10:20] = 1
     image[:, 1, 10:20, 10:20] = 1
-    loss = GlobalToLocalLoss(CharbonnierLoss(0.0), DiffusionLoss(), smooth_weight=0.01)
+    loss = GlobalToLocalLoss(CharbonnierLoss(0.0), regulariser, smooth_weight=0.01)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     values = []
     for _ in range(40):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -95,12 +96,60 @@ def test_equal_labels_overlap_fully_and_shifted_ones_lie_their_shift_apart(shape
     assert measures["contour_distance_after"] == pytest.approx(1.5 * measures["contour_distance_after_voxel"])
 
 
-def test_a_label_that_one_image_lacks_counts_as_no_overlap():
+def test_a_label_that_is_lost_counts_as_far_away_and_never_as_a_gain():
     fixed = square((24, 30), 6)
     fixed[0, :3, :3] = 2
-    assert label_measures(fixed, square((24, 30), 6), (1.0, 1.0), "after")["dice_after"] == pytest.approx(0.5)
-    assert label_measures(fixed, 0 * fixed, (1.0, 1.0), "after") == {"dice_after": 0.0}
+    kept = label_measures(fixed, fixed, (2.0, 1.0), "after")
+    lost = label_measures(fixed, square((24, 30), 6), (2.0, 1.0), "after")
+    assert lost["dice_after"] == pytest.approx(0.5)
+    assert lost["contour_distance_after"] == pytest.approx(0.5 * np.hypot(48, 30))
+    assert lost["contour_distance_after_voxel"] == pytest.approx(0.5 * np.hypot(24, 30))
+    assert kept["contour_distance_after"] == 0
+    assert label_measures(fixed, 0 * fixed, (1.0, 1.0), "after")["dice_after"] == 0
     assert label_measures(0 * fixed, fixed, (1.0, 1.0), "after") == {}
+
+
+def test_one_kind_of_error_decides_for_all_cases():
+    nan = float("nan")
+    metric = CaseErrorMetric()
+    metric([torch.tensor([nan, 4.0, 0.2]), torch.tensor([nan, 2.0, 0.1])])
+    assert metric.aggregate().item() == 3.0
+    metric([torch.tensor([1.5, 9.0, 0.9])])  # one case with landmarks, and landmarks decide
+    assert metric.aggregate().item() == 1.5
+    metric.reset()
+    metric([torch.tensor([nan, nan, 0.2])])
+    assert metric.aggregate().item() == pytest.approx(0.2)
+
+
+def test_each_statistic_of_a_case_is_the_one_of_its_landmarks():
+    errors = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    carried = torch.stack([errors, torch.zeros(4)], 1)
+    padded = torch.cat([carried, torch.full((2, 2), float("nan"))])
+    for statistic, expected in (("mean", 4.0), ("median", 2.5), ("p95", errors.quantile(0.95).item()), ("max", 10.0)):
+        metric = TargetRegistrationErrorMetric(statistic, spacing=(0.5, 7.0))
+        metric(padded[None], torch.zeros(1, 6, 2))
+        assert metric.aggregate().item() == pytest.approx(0.5 * expected)
+    with pytest.raises(ValueError, match="mean, median, p95, max"):
+        TargetRegistrationErrorMetric("mode")
+
+
+def test_the_metric_works_in_a_monai_evaluator():
+    from monai.engines import SupervisedEvaluator
+    from monai.handlers import IgniteMetricHandler, from_engine
+
+    def after(engine, batch):
+        cases = [{"carried": torch.full((n, 2), 3.0), "reference": torch.full((n, 2), 3.0 - n)} for n in (1, 2)]
+        engine.state.batch, engine.state.output = cases, cases
+        return cases
+
+    handler = IgniteMetricHandler(
+        metric_fn=TargetRegistrationErrorMetric(), output_transform=from_engine(["carried", "reference"])
+    )
+    evaluator = SupervisedEvaluator(
+        "cpu", [0], torch.nn.Identity(), key_val_metric={"mean_tre": handler}, iteration_update=after, decollate=False
+    )
+    evaluator.run()
+    assert evaluator.state.metrics["mean_tre"] == pytest.approx(1.5 * 2**0.5)
 
 
 def test_the_summary_keeps_cases_and_pooled_landmarks_apart():

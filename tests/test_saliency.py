@@ -196,6 +196,21 @@ def test_the_trust_map_separates_missing_turned_flat_and_matched():
     assert crossing.joint_saliency[0, 0, 46:51, 46:51].max() < 0.01
 
 
+def test_the_trust_map_of_volumes_does_the_same():
+    common, other = distance_to((24, 20, 22), 3, 48) - 9, distance_to((12, 38, 36), 3, 48) - 5
+    maps = JointSaliencyBlock(3)(logistic(common) + logistic(other), logistic(common))
+    assert maps.trust[0, 0][other.abs() < 1].max() < 0.16
+    assert maps.joint_saliency[0, 0][other.abs() < 1].max() < 1e-6
+    assert maps.trust[0, 0][common.abs() < 1].min() > 0.9
+    assert maps.trust[0, 0, 42:, :8, :8].min() > 0.99  # flat in both
+    planes = [
+        logistic(torch.arange(48.0, dtype=torch.float64) - 24)[0, 0].reshape(shape)
+        for shape in ((48, 1, 1), (1, 48, 1))
+    ]
+    crossing = JointSaliencyBlock(3)(*(plane.expand(1, 1, 48, 48, 48) for plane in planes))
+    assert crossing.trust[0, 0, 22:27, 22:27, 10:38].max() < 0.16
+
+
 # Properties
 
 
