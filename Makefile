@@ -1,4 +1,5 @@
 # make demo: train on the phantom, evaluate, register its testing pairs, write the reports.
+# make weights MONAI_JSM_DATA=DIR: train the released weights again, and print their figures on the validation split.
 # make results MONAI_JSM_DATA=DIR: print the figures of docs/results.md, on published data in DIR.
 # make test: lint, types, doctests, tests. Both make the environment themselves.
 
@@ -10,7 +11,7 @@ BUNDLE := $(BIN)/python -W ignore -m monai.bundle run
 TRAIN := bundle/configs/train.json
 EPOCHS ?= 60
 
-.PHONY: demo results test lint clean
+.PHONY: demo weights results test lint clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,14 +29,24 @@ demo: $(VENV)/installed
 	$(BIN)/monai-jsm report $(DEMO)/evaluation
 	$(BIN)/monai-jsm report $(DEMO)/pairs/testing_000
 
-results: $(VENV)/installed
-	rm -rf runs/results
-	$(BIN)/monai-jsm prepare sunnybrook $(MONAI_JSM_DATA)/sunnybrook_cine runs/results/cine
-	$(BIN)/monai-jsm prepare known-field $(MONAI_JSM_DATA)/known_field runs/results/known-field
+runs/cine-data: | $(VENV)/installed
+	$(BIN)/monai-jsm prepare sunnybrook $(MONAI_JSM_DATA)/sunnybrook_cine $@
+
+runs/known-field-data: | $(VENV)/installed
+	$(BIN)/monai-jsm prepare known-field $(MONAI_JSM_DATA)/known_field $@
+
+weights: runs/cine-data
+	$(BUNDLE) training --config_file $(TRAIN) --dataset_dir runs/cine-data --output_dir runs/cine --max_epochs 150
+	$(BUNDLE) evaluating --config_file "['$(TRAIN)','bundle/configs/evaluate.json']" --section validation \
+		--dataset_dir runs/cine-data --ckpt_path runs/cine/model.pt --output_dir runs/cine-validation
+	$(BIN)/monai-jsm report runs/cine-validation
+	sha256sum runs/cine/model.pt
+
+results: runs/cine-data runs/known-field-data
 	for suite in cine known-field; do \
 		$(BUNDLE) evaluating --config_file "['$(TRAIN)','bundle/configs/evaluate.json']" \
-			--dataset_dir runs/results/$$suite --output_dir runs/results/$$suite-evaluation > /dev/null \
-		&& $(BIN)/monai-jsm report runs/results/$$suite-evaluation || exit 1; \
+			--dataset_dir runs/$$suite-data --output_dir runs/results/$$suite > /dev/null \
+		&& $(BIN)/monai-jsm report runs/results/$$suite || exit 1; \
 	done
 	$(BIN)/monai-jsm benchmark --suite speed --output runs/results/speed
 

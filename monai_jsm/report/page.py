@@ -155,7 +155,8 @@ def measures_table(folder: Path) -> str:
         folder: holds ``metrics.json``.
 
     Returns:
-        A row per measure: what, unit, before, after; of an evaluation mean, standard deviation and median over cases.
+        A row per measure: what, unit, before, after; of an evaluation mean, standard deviation and median over cases,
+        then the measures of all landmarks pooled.
 
     Raises:
         InputError: if ``metrics.json`` is missing or cannot be read.
@@ -164,6 +165,10 @@ def measures_table(folder: Path) -> str:
     measures = _read_measures(Path(folder) / "metrics.json", metrics, "mean" if "cases" in metrics else "value")
     lines = ["| measure | unit | before | after |", "| --- | --- | --- | --- |"]
     rows = _measure_rows(measures)
+    if "landmarks" in metrics:
+        pooled = _read_measures(Path(folder) / "metrics.json", metrics["landmarks"], "value")
+        of_all = f" (all {metrics['landmarks']['count']} landmarks pooled)"
+        rows += [{**row, "words": row["words"] + of_all} for row in _measure_rows(pooled)]
     lines += [f"| {row['words']} | {row['unit']} | {row['before']} | {row['after']} |" for row in rows]
     return "\n".join(lines)
 
