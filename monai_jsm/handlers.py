@@ -41,7 +41,7 @@ from monai.handlers import EarlyStopHandler
 from monai.networks.utils import get_state_dict
 
 from monai_jsm.data.errors import InputError
-from monai_jsm.data.results import write_evaluation, write_registration
+from monai_jsm.data.results import file_hash, write_evaluation, write_registration
 from monai_jsm.metrics import UNITS, summarise
 
 __all__ = [
@@ -51,7 +51,10 @@ __all__ = [
     "EpochSeed",
     "MeasureSaver",
     "RegistrationSaver",
+    "refuse_overwriting",
 ]
+
+logger = logging.getLogger(__name__)
 
 _OWN_ENTRIES = ("trainer", "scaler", "stopped")
 
@@ -184,7 +187,7 @@ class AtomicModelSaver:
     def __call__(self, engine: Workflow) -> None:
         """Saves the network if this validation was the best one."""
         state = engine.state
-        if math.isnan(state.best_metric):
+        if not math.isfinite(state.best_metric):
             _logger(self._name, engine).warning(f"{state.key_metric_name} is not a number: no model is saved.")
             state.best_metric_epoch = -1  # any number is better, but compares as if it were not
             return
@@ -237,19 +240,10 @@ class CheckpointResume:
         self.load_dict = load_dict
         self.resume = resume
         self._name = name
+        refuse_overwriting(save_dir, resume)
 
     def attach(self, engine: Workflow) -> None:
-        """Has the trainer call this handler when its run starts.
-
-        Raises:
-            InputError: if ``resume`` is off and the folder holds checkpoints.
-        """
-        checkpoints = _checkpoints(self.save_dir)
-        if checkpoints and not self.resume:
-            raise InputError(
-                f"{self.save_dir} already holds a training up to epoch {max(checkpoints)}: "
-                "continue it with --resume true, or start another one with a different --output_dir."
-            )
+        """Has the trainer call this handler when its run starts."""
         if self.resume:
             engine.add_event_handler(Events.STARTED, self)
 
@@ -312,6 +306,20 @@ class CheckpointResume:
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and checkpoint.get("scaler"):  # a scaler disabled for want of a GPU has an empty state
             scaler.load_state_dict(checkpoint["scaler"])
+
+
+def refuse_overwriting(save_dir: str | os.PathLike[str], resume: bool) -> None:
+    """Make sure that a new training finds no other one in its folder; called before anything is written there.
+
+    Raises:
+        InputError: if ``resume`` is off and the folder holds checkpoints.
+    """
+    checkpoints = _checkpoints(Path(save_dir))
+    if checkpoints and not resume:
+        raise InputError(
+            f"{save_dir} already holds a training up to epoch {max(checkpoints)}: "
+            "continue it with --resume true, or start another one with a different --output_dir."
+        )
 
 
 class EpochSeed:
@@ -451,10 +459,16 @@ class MeasureSaver:
 
     Args:
         save_dir: folder for the files, made if it is absent; None writes nothing.
+        seed: of the run, told in ``metrics.json``.
+        weights: file of the weights, told with its hash; left out while they are in training.
     """
 
-    def __init__(self, save_dir: str | Path | None = None) -> None:
+    def __init__(
+        self, save_dir: str | Path | None = None, seed: int | None = None, weights: str | Path | None = None
+    ) -> None:
         self.save_dir = None if save_dir is None else Path(save_dir)
+        self.seed = seed
+        self.weights = weights
         self._cases: list[dict[str, Any]] = []
 
     def attach(self, engine: Workflow) -> None:
@@ -477,7 +491,7 @@ class MeasureSaver:
         summary = summarise(cases)
         engine.state.metrics.update({name: values["mean"] for name, values in summary["measures"].items()})
         if self.save_dir is not None and idist.get_rank() == 0:
-            write_evaluation(self.save_dir, cases, summary)
+            write_evaluation(self.save_dir, cases, summary, _made_by(self.seed, self.weights))
 
 
 class RegistrationSaver:
@@ -489,10 +503,14 @@ class RegistrationSaver:
 
     Args:
         save_dir: folder of the folders, made if it is absent.
+        seed: of the run, told in ``metrics.json``.
+        weights: file of the weights, told with its hash.
     """
 
-    def __init__(self, save_dir: str | Path) -> None:
+    def __init__(self, save_dir: str | Path, seed: int | None = None, weights: str | Path | None = None) -> None:
         self.save_dir = Path(save_dir)
+        self.seed = seed
+        self.weights = weights
 
     def attach(self, engine: Workflow) -> None:
         """Listen to an evaluator whose postprocessing made all that is to be written."""
@@ -503,7 +521,21 @@ class RegistrationSaver:
             images = {name: output[name][0].cpu().numpy() for name in ("warped", "joint_saliency", "trust", "jacobian")}
             images["field"] = output["field"].cpu().numpy()
             affine = batch["fixed_image"].affine.cpu().numpy()
-            write_registration(self.save_dir / batch["id"], _case_record(batch, output), images, affine)
+            write_registration(
+                self.save_dir / batch["id"],
+                _case_record(batch, output),
+                images,
+                affine,
+                _made_by(self.seed, self.weights),
+            )
+            logger.info("Registered %s.", batch["id"])
+
+
+def _made_by(seed: int | None, weights: str | Path | None) -> dict[str, Any]:
+    told: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if weights is not None:
+        told["weights"] = {"path": str(weights), "sha256": file_hash(weights)}
+    return told
 
 
 def _gather(cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -517,9 +549,9 @@ def _case_record(batch: Mapping[str, Any], output: Mapping[str, Any]) -> dict[st
     """What is told of one case: its id, the files it came from, its measures with units, and its landmarks."""
     inputs = {key.removesuffix("_path"): path for key, path in batch.items() if key.endswith("_path")}
     measures = {name: {"value": value, "unit": UNITS[name]} for name, value in output["measures"].items()}
-    labels = batch["landmark_labels"].split("\n")
-    sides = [output[f"{side}_world"].tolist() for side in ("fixed", "moving", "carried")]
     errors = output["landmark_errors"].tolist()
+    labels = batch["landmark_labels"].split("\n") if errors else []
+    sides = [output[f"{side}_world"].tolist() for side in ("fixed", "moving", "carried")]
     landmarks = [
         dict(
             zip(
@@ -528,6 +560,6 @@ def _case_record(batch: Mapping[str, Any], output: Mapping[str, Any]) -> dict[st
                 strict=True,
             )
         )
-        for label, fixed, moving, carried, error in zip(labels, *sides, errors, strict=False)
+        for label, fixed, moving, carried, error in zip(labels, *sides, errors, strict=True)
     ]
     return {"id": batch["id"], "inputs": inputs, "measures": measures, "landmarks": landmarks}

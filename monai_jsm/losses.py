@@ -91,7 +91,8 @@ class SquaredLocalCorrelationLoss(nn.Module):
     def map(self, warped: Tensor, fixed: Tensor) -> Tensor:
         """Loss of every voxel, (B, 1, *S), in [0, 1]."""
         warped, fixed = warped.float(), fixed.float()
-        moments = box_mean(torch.cat([warped, fixed, warped**2, fixed**2, warped * fixed], 1), self.window)
+        with torch.autocast(fixed.device.type, enabled=False):  # variances are small differences of large means
+            moments = box_mean(torch.cat([warped, fixed, warped**2, fixed**2, warped * fixed], 1), self.window)
         mean_w, mean_f, square_w, square_f, product = moments.split(1, 1)
         variance_w = (square_w - mean_w**2).clamp_min(0) + self.floor
         variance_f = (square_f - mean_f**2).clamp_min(0) + self.floor
@@ -229,17 +230,18 @@ def trust_weight(trust: Tensor, floor: float = 0.05, strength: float = 1.0) -> T
     Returns:
         (B, 1, *S), in [floor, 1], without gradient.
     """
-    trust = trust.detach()
+    smooth = trust.detach()
     offsets = torch.arange(-6, 7, dtype=trust.dtype, device=trust.device)
     kernel = torch.exp(-(offsets**2) / (2 * 2.0**2))
     kernel = kernel / kernel.sum()
     spatial_dims = trust.dim() - 2
     convolution = (F.conv1d, F.conv2d, F.conv3d)[spatial_dims - 1]
-    for axis in range(spatial_dims):
-        shape = [1, 1] + [13 if a == axis else 1 for a in range(spatial_dims)]
-        pad = [n for a in reversed(range(spatial_dims)) for n in ((6, 6) if a == axis else (0, 0))]
-        trust = convolution(F.pad(trust, pad, mode="replicate"), kernel.reshape(shape))
-    return 1 - strength * (1 - (trust**2).clamp(floor, 1))
+    with torch.autocast(trust.device.type, enabled=False):
+        for axis in range(spatial_dims):
+            shape = [1, 1] + [13 if a == axis else 1 for a in range(spatial_dims)]
+            pad = [n for a in reversed(range(spatial_dims)) for n in ((6, 6) if a == axis else (0, 0))]
+            smooth = convolution(F.pad(smooth, pad, mode="replicate"), kernel.reshape(shape))
+    return 1 - strength * (1 - (smooth**2).clamp(floor, 1))
 
 
 class GlobalToLocalLoss(nn.Module):

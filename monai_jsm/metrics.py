@@ -89,8 +89,9 @@ class TargetRegistrationErrorMetric(CumulativeIterationMetric):
 
     Called with ``y_pred``, the carried landmarks (or, for the error before registration, those of the fixed image), and
     ``y``, the reference: tensors (B, N, D), or lists of (N, D) where cases have different numbers of landmarks. A row
-    of NaN is padding and does not count. A case without landmarks is NaN and left out of the mean. The buffer holds
-    one row per case, (cases, 1), so it gathers over processes.
+    of NaN in ``y`` is padding and does not count; NaN in ``y_pred`` alone is an infinite error. A case without
+    landmarks is NaN and left out of the mean. The buffer holds one row per case, (cases, 1), so it gathers over
+    processes.
 
     Args:
         statistic: of the landmarks of a case: ``mean``, ``median``, ``p95`` or ``max``.
@@ -118,6 +119,7 @@ class TargetRegistrationErrorMetric(CumulativeIterationMetric):
             raise ValueError("target registration error needs the reference landmarks beside the carried ones.")
         spacing = (1.0,) * y.shape[-1] if self.spacing is None else self.spacing
         error = target_registration_error(y_pred, y, spacing)
+        error = torch.where(error.isnan() & ~y.isnan().any(-1), float("inf"), error)  # a diverged prediction
         if error.shape[-1] == 0:
             return error.new_full((len(error), 1), float("nan"))
         return _STATISTICS[self.statistic](error).unsqueeze(-1)
@@ -143,8 +145,9 @@ class CaseErrorMetric(CumulativeIterationMetric):
     """The error by which the best model is chosen; lower is better.
 
     Called with a list of (3,) tensors, one per case: mean TRE in mm, contour distance in mm, and one minus the squared
-    correlation of fixed and warped; NaN where a case lacks it. One kind decides for all cases: the first of the three
-    that any case has. MONAI's ``IgniteMetricHandler`` insists on a second argument, which is ignored.
+    correlation of fixed and warped; NaN where a case lacks it, infinite where a prediction diverged. One kind decides
+    for all cases: the first of the three that any case has. MONAI's ``IgniteMetricHandler`` insists on a second
+    argument, which is ignored.
 
     Example:
         >>> metric = CaseErrorMetric()

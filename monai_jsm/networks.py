@@ -442,6 +442,10 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         raise InputError(
             f"{path}: there is no such file; give the weights that training wrote with --ckpt_path."
         ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a file of weights with --ckpt_path."
+        ) from error
     except (RuntimeError, UnpicklingError, EOFError, TypeError, AttributeError) as error:
         reason = (str(error) or "the file ends early").splitlines()[0].rstrip(".:")
         raise InputError(

@@ -7,6 +7,7 @@ along.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform, RandomizableTransform, Transform
 from torch import Tensor
 
+from monai_jsm.data.errors import InputError
 from monai_jsm.data.landmarks import match_landmarks, read_landmarks
 from monai_jsm.geometry import (
     carry_points,
@@ -229,22 +231,30 @@ def _box_smooth(field: Tensor, window: int) -> Tensor:
     return field
 
 
-def collate_pairs(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of cases that may differ in size and in number of landmarks.
+def collate_pairs(cases: Sequence[dict[str, Any]], pad: bool = False) -> dict[str, Any]:
+    """Make a batch of cases that may differ in their number of landmarks and, for training, in size.
 
-    Images, labels and masks are padded at their far ends, by repeating the border, to the largest of the batch;
-    landmarks are padded with rows of NaN, which every measure leaves out.
+    Landmarks are padded with rows of NaN, which every measure leaves out.
 
     Args:
         cases: dictionaries with the same keys; images (C, *S), landmarks (N, D).
+        pad: pad images, labels and masks at their far ends, by repeating the border, to the largest of the batch.
 
     Returns:
         One dictionary; images (B, C, *S), landmarks (B, N, D).
+
+    Raises:
+        InputError: if sizes differ and ``pad`` is off: what is measured and written must not hold padding.
     """
     cases = [dict(case) for case in cases]
     for key in (*_IMAGES, *_LABELS, *_MASKS):
         if key in cases[0]:
-            largest = np.max([case[key].shape[1:] for case in cases], axis=0)
+            shapes = [case[key].shape[1:] for case in cases]
+            if len(set(shapes)) > 1 and not pad:
+                raise InputError(
+                    f"images of sizes {sorted(map(tuple, set(shapes)))} cannot share a batch; use batch size 1."
+                )
+            largest = np.max(shapes, axis=0)
             for case in cases:
                 case[key] = _pad_far_end(case[key], largest)
     for key in _LANDMARKS:
@@ -371,15 +381,16 @@ class MeasurePaird(Transform):
         d["landmark_errors"] = torch.stack([*world, *voxel], 1)
         if len(d["landmark_errors"]):
             measures.update(landmark_measures(*world, *voxel))
-        if "warped_label" in d:
+        if "warped_label" in d and "fixed_label" in d:
             label = _plain(d["fixed_label"])
             for key, when in (("moving_label", "before"), ("warped_label", "after")):
                 measures.update(label_measures(label, _plain(d[key]), spacing, when))
         d["measures"] = measures | field_measures(_plain(d["pred"]))
         both = torch.stack([_plain(d[key]).flatten().double() for key in ("fixed_image", "warped_image")])
         unexplained = 1 - torch.corrcoef(both)[0, 1].item() ** 2
-        known = [measures.get(name, float("nan")) for name in ("tre_mean_after", "contour_distance_after")]
-        d["case_error"] = torch.tensor([*known, unexplained], dtype=torch.float64)
+        found = [measures.get(name) for name in ("tre_mean_after", "contour_distance_after")]
+        kinds = [float("nan") if e is None else e if math.isfinite(e) else float("inf") for e in (*found, unexplained)]
+        d["case_error"] = torch.tensor(kinds, dtype=torch.float64)
         return d
 
 

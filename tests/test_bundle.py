@@ -101,9 +101,11 @@ def test_the_literal_command_trains_and_brings_landmarks_it_never_saw_closer(tra
 
 def test_a_second_training_into_the_same_folder_is_refused_in_one_sentence(trained, phantom):
     arguments = ["--config_file", TRAIN, "--dataset_dir", str(phantom), "--output_dir", str(trained)]
+    before = sorted(trained.rglob("*"))
     said = run(command("run training", *arguments, *QUICK), cwd=PROJECT, status=2)
     assert "--resume true" in said
     assert "Traceback" not in said
+    assert sorted(trained.rglob("*")) == before
 
 
 def test_it_runs_inside_the_bundle_and_from_anywhere(trained, phantom, tmp_path):
@@ -120,6 +122,25 @@ def test_it_runs_inside_the_bundle_and_from_anywhere(trained, phantom, tmp_path)
     for file in files:
         if file.suffix == ".gz":
             np.testing.assert_array_equal(nib.load(here / file).get_fdata(), nib.load(there / file).get_fdata())
+
+
+def test_inference_never_writes_over_the_images_it_reads(copy_of_phantom):
+    before = {path: path.read_bytes() for path in copy_of_phantom.rglob("*.*")}
+    settings = {"dataset_dir": str(copy_of_phantom), "output_dir": str(copy_of_phantom)}
+    with pytest.raises(RuntimeError, match="Failed to evaluate"):
+        in_process(INFERENCE, "infer", **settings).run()
+    assert {path: path.read_bytes() for path in copy_of_phantom.rglob("*.*")} == before
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_evaluation_and_inference_run_on_cuda(phantom, tmp_path):
+    shared = {"dataset_dir": str(phantom), "amp": True}
+    in_process(TRAIN, "train", max_epochs=1, val_interval=1, output_dir=str(tmp_path / "train"), **shared).run()
+    in_process([TRAIN, EVALUATE], "train", output_dir=str(tmp_path / "evaluate"), **shared).run()
+    in_process(INFERENCE, "infer", output_dir=str(tmp_path / "pairs"), **shared).run()
+    assert mean_tre(tmp_path / "evaluate", "after") < mean_tre(tmp_path / "evaluate", "before")
+    assert (tmp_path / "pairs" / "testing_001" / "field.nii.gz").is_file()
 
 
 BAD_INPUTS = {
@@ -234,10 +255,9 @@ def test_two_processes_train_together_and_agree_on_the_metric(phantom, tmp_path)
     settings = ["--config_file", configs, "--dataset_dir", str(phantom), "--output_dir", str(tmp_path / "run")]
     quick = [*QUICK, "--max_epochs", "2", "--val_interval", "1", "--batch_size", "1"]
     said = run(command("run training", *settings, *quick, launcher=launcher), cwd=PROJECT)
-    best = [line.split("best value: ")[1].split()[0] for line in said.splitlines() if "Key metric: case_error" in line]
-    assert len(best) == 4  # two processes, two epochs
-    assert best.count(best[0]) >= 2
-    assert sorted(best) == sorted([*set(best)] * 2) or len(set(best)) == 1
+    found = [line.split("case_error: ")[1] for line in said.splitlines() if "Got new best metric of case_error" in line]
+    assert found.count(found[0]) >= 2  # the first validation is the best so far in both processes
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 2  # of training and validation, one process
     weights = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
     assert json.loads((tmp_path / "run" / "validation" / "metrics.json").read_text())["cases"] == 2
@@ -331,7 +351,7 @@ def test_volumes_train_by_the_same_configuration(datalist_factory, tmp_path):
     workflow = in_process(TRAIN, "train", spatial_dims=3, val_interval=1, network_def=network, **settings)
     workflow.run()
     measures = json.loads((tmp_path / "run" / "validation" / "metrics.json").read_text())["measures"]
-    assert measures["tre_mean_after"]["mean"] == pytest.approx(measures["tre_mean_before"]["mean"], abs=0.5)
+    assert measures["tre_mean_after"]["mean"] != measures["tre_mean_before"]["mean"]
     workflow.finalize()
 
 

@@ -6,6 +6,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from monai_jsm.data.errors import InputError
 from monai_jsm.data.fields import write_field
 from monai_jsm.data.results import write_evaluation, write_registration
 from monai_jsm.geometry import carry_points, itk_displacement, voxel_to_world, warp
@@ -98,7 +99,7 @@ def maps(shape: tuple[int, ...] = (6, 7)) -> dict[str, np.ndarray]:
 def test_a_registration_is_written_whole_and_replaces_an_older_one(tmp_path):
     folder = tmp_path / "out" / "a"
     for _ in range(2):
-        write_registration(folder, case_record(tmp_path), maps(), np.eye(4))
+        write_registration(folder, case_record(tmp_path), maps(), np.eye(4), {"seed": 3})
     assert {path.name for path in folder.iterdir()} == {
         *(f"{name}.nii.gz" for name in ("warped", "field", "joint_saliency", "trust", "jacobian")),
         *("metrics.json", "landmarks.csv"),
@@ -107,20 +108,37 @@ def test_a_registration_is_written_whole_and_replaces_an_older_one(tmp_path):
     assert record["measures"]["tre_mean_after"] == {"value": 0.5, "unit": "mm"}
     assert len(record["inputs"]["fixed_image"]["sha256"]) == 64
     assert {"monai_jsm", "monai", "torch"} <= set(record["versions"])
+    assert record["seed"] == 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_a_folder_that_is_no_result_of_the_case_is_never_replaced(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "scan.nii.gz").write_bytes(b"precious")
+    with pytest.raises(InputError, match=r"a: is there already and is no result of the pair a.*--output_dir"):
+        write_registration(folder, case_record(tmp_path), maps(), np.eye(4), {})
+    assert (folder / "scan.nii.gz").read_bytes() == b"precious"
+
+
+def test_a_value_that_is_not_a_number_is_null(tmp_path):
+    case = case_record(tmp_path)
+    case["measures"]["log_jacobian_sd"] = {"value": float("nan"), "unit": "1"}
+    write_registration(tmp_path / "a", case, maps(), np.eye(4), {})
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["measures"]["log_jacobian_sd"]["value"] is None
 
 
 def test_a_failing_write_leaves_neither_a_folder_nor_a_temporary_one(tmp_path):
     broken = maps()
     del broken["trust"]
     with pytest.raises(KeyError, match="trust"):
-        write_registration(tmp_path / "out" / "a", case_record(tmp_path), broken, np.eye(4))
+        write_registration(tmp_path / "out" / "a", case_record(tmp_path), broken, np.eye(4), {})
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_an_evaluation_has_a_row_per_case_and_per_landmark(tmp_path):
     cases = [case_record(tmp_path, name) for name in ("a", "b")]
-    write_evaluation(tmp_path / "out", cases, summarise(cases))
+    write_evaluation(tmp_path / "out", cases, summarise(cases), {"seed": 3})
     assert (tmp_path / "out" / "cases.csv").read_text().splitlines()[0] == "case,tre_mean_after"
     rows = (tmp_path / "out" / "landmarks.csv").read_text().splitlines()
     assert rows[0].startswith("case,label,fixed_x,fixed_y,moving_x")
@@ -131,5 +149,5 @@ def test_an_evaluation_has_a_row_per_case_and_per_landmark(tmp_path):
 def test_an_evaluation_without_landmarks_leaves_no_table_of_them(tmp_path):
     for landmarks in ([landmark_row("tip", 0.5)], []):
         cases = [{**case_record(tmp_path), "landmarks": landmarks}]
-        write_evaluation(tmp_path / "out", cases, summarise(cases))
+        write_evaluation(tmp_path / "out", cases, summarise(cases), {"seed": 3})
         assert (tmp_path / "out" / "landmarks.csv").exists() == bool(landmarks)

@@ -158,6 +158,17 @@ def test_trust_shields_the_loss_from_an_outlier():
     assert losses[1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loss_is_that_of_float32_under_autocast(dtype):
+    moving, fixed = images(2, 8)
+    image = torch.cat([0.9 + 0.1 * moving, 0.9 + 0.1 * fixed], 1)
+    stages = still(image)._replace(trust=moving)
+    loss = GlobalToLocalLoss(SquaredLocalCorrelationLoss(5), DiffusionLoss(), trust_strength=1.0)
+    full = loss(stages, image)
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(loss(stages, image), full)
+
+
 @pytest.mark.parametrize("regulariser", [DiffusionLoss(), BendingEnergyLoss()])
 def test_a_few_steps_bring_a_moved_square_closer(regulariser):
     torch.manual_seed(0)

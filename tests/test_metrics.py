@@ -42,8 +42,14 @@ def test_padding_and_cases_without_landmarks_do_not_count():
     metric = TargetRegistrationErrorMetric()
     nan = float("nan")
     carried = torch.tensor([[[3.0, 4.0], [nan, nan]], [[nan, nan], [nan, nan]]])
-    metric(carried, torch.zeros(2, 2, 2))
+    metric(carried, 0 * carried)
     assert metric.aggregate().item() == pytest.approx(5.0)
+
+
+def test_a_diverged_prediction_is_an_infinite_error_and_not_padding():
+    metric = TargetRegistrationErrorMetric()
+    metric(torch.tensor([[[float("nan"), 0.0], [3.0, 4.0]]]), torch.zeros(1, 2, 2))
+    assert metric.aggregate().item() == float("inf")
 
 
 def test_a_metric_that_saw_nothing_says_so():
@@ -127,7 +133,7 @@ def test_each_statistic_of_a_case_is_the_one_of_its_landmarks():
     padded = torch.cat([carried, torch.full((2, 2), float("nan"))])
     for statistic, expected in (("mean", 4.0), ("median", 2.5), ("p95", errors.quantile(0.95).item()), ("max", 10.0)):
         metric = TargetRegistrationErrorMetric(statistic, spacing=(0.5, 7.0))
-        metric(padded[None], torch.zeros(1, 6, 2))
+        metric(padded[None], 0 * padded[None])
         assert metric.aggregate().item() == pytest.approx(0.5 * expected)
     with pytest.raises(ValueError, match="mean, median, p95, max"):
         TargetRegistrationErrorMetric("mode")

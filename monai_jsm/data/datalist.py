@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from monai_jsm.data.landmarks import Landmarks, check_inside, match_landmarks, r
 from monai_jsm.data.progress import with_progress
 
 __all__ = ["DATALIST_NAME", "SECTIONS", "check_cases", "datalist_spatial_dims", "load_cases", "load_datalist"]
+
+logger = logging.getLogger(__name__)
 
 DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "testing")
@@ -90,6 +93,8 @@ def load_cases(
         )
     cases = load_datalist(folder, section, allow_outside)
     check_cases(cases, spatial_dims)
+    if any(f"{side}_mask" in case for case in cases for side in _SIDES):
+        logger.warning("%s: masks are checked and carried along but weigh nothing yet.", Path(folder) / DATALIST_NAME)
     return cases
 
 

@@ -114,6 +114,12 @@ def check_image(path: str | os.PathLike[str], spatial_dims: int) -> Grid:
         raise InputError(f"{path}: holds NaN or infinite voxels; replace them with the background value.")
     if array.min() == array.max():
         raise InputError(f"{path}: is constant, so that nothing in it can be registered; give the right file.")
+    low, high = np.percentile(array, (1, 99))
+    if low == high:
+        raise InputError(
+            f"{path}: 98 % of its voxels or more have one value, so that its contrast cannot be scaled; "
+            "crop both images around their content."
+        )
     return Grid(array.shape, affine)
 
 

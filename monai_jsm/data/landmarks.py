@@ -60,9 +60,12 @@ def read_landmarks(path: str | os.PathLike[str], space: str, affine: np.ndarray)
         raise InputError(
             f"{path}: the frame of its landmarks is "
             + (f'"{space}", which is unknown' if space else "not declared")
-            + f"; declare landmark_space in datalist.json, or --landmark-space, as one of {known}."
+            + f"; declare landmark_space in datalist.json as one of {known}."
         )
     labels, points = _read_table(Path(path))
+    unprintable = next((label for label in labels if not label.isprintable()), None)
+    if unprintable is not None:
+        raise InputError(f"{path}: the label {unprintable!r} holds a control character; rename the landmark.")
     dims = points.shape[1]
     if affine.shape not in ((dims + 1, dims + 1), (4, 4)):
         raise InputError(

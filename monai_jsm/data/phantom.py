@@ -23,9 +23,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
 
 from monai_jsm.data.errors import InputError
+from monai_jsm.data.progress import with_progress
 
 __all__ = ["OUTLIERS", "HeartMotion", "PhantomPair", "make_pair", "write_phantom"]
 
@@ -793,7 +793,7 @@ def write_phantom(
         datalist: dict[str, Any] = {"spatial_dims": int(spatial_dims), "landmark_space": "voxel0", "phantom": settings}
         names = [(split, f"{split}_{i:03d}") for split, count in counts.items() for i in range(count)]
         datalist.update({split: [] for split in counts})
-        for number, (split, name) in enumerate(tqdm(names, desc="phantom", unit="pair", disable=None)):
+        for number, (split, name) in enumerate(with_progress(names, "making the phantom")):
             pair = make_pair(int(seed) * _SEEDS_PER_SET + number, spatial_dims, size)
             datalist[split].append(_write_case(draft, name, pair))
         (draft / "datalist.json").write_text(json.dumps(datalist, indent=2) + "\n", encoding="utf-8")

@@ -6,8 +6,10 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -19,9 +21,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from monai_jsm.data.errors import InputError
 from monai_jsm.data.fields import file_affine, write_field
 
-__all__ = ["provenance", "write_evaluation", "write_registration"]
+__all__ = ["file_hash", "provenance", "write_evaluation", "write_registration"]
 
 _MAPS = ("warped", "joint_saliency", "trust", "jacobian")
 _SIDES = ("fixed", "moving", "carried")
@@ -39,7 +42,7 @@ def provenance() -> dict[str, Any]:
     versions = {"monai_jsm": _own_version(), **{name: metadata.version(name) for name in packages}}
     return {
         "versions": {**versions, "python": platform.python_version()},
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "frame": dict(_FRAMES),
     }
 
@@ -51,7 +54,11 @@ def _own_version() -> str:
 
 
 def write_registration(
-    folder: str | Path, case: Mapping[str, Any], images: Mapping[str, np.ndarray], affine: np.ndarray
+    folder: str | Path,
+    case: Mapping[str, Any],
+    images: Mapping[str, np.ndarray],
+    affine: np.ndarray,
+    made_by: Mapping[str, Any],
 ) -> None:
     """Write one registered pair; the folder is complete or absent, and one that was there is replaced.
 
@@ -61,8 +68,13 @@ def write_registration(
             :func:`write_evaluation`).
         images: ``warped``, ``joint_saliency``, ``trust``, ``jacobian``, each (*S), and ``field``, (D, *S), mm, LPS.
         affine: voxel-to-world matrix (RAS, mm) of the fixed grid.
+        made_by: further entries of ``metrics.json``: seed, weights and their hash.
+
+    Raises:
+        InputError: if the folder is there and holds anything but an older result of the same case.
     """
     folder = Path(folder)
+    _check_replaceable(folder, case["id"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -70,9 +82,9 @@ def write_registration(
             values = np.asarray(images[name], dtype=np.float32)
             nib.save(nib.Nifti1Image(values, file_affine(affine, values.ndim)), building / f"{name}.nii.gz")
         write_field(building / "field.nii.gz", images["field"], affine)
-        inputs = {role: {"path": str(path), "sha256": _hash(path)} for role, path in case["inputs"].items()}
-        record = {"id": case["id"], "inputs": inputs, "measures": case["measures"], **provenance()}
-        (building / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        inputs = {role: {"path": str(path), "sha256": file_hash(path)} for role, path in case["inputs"].items()}
+        record = {"id": case["id"], "inputs": inputs, "measures": case["measures"], **made_by, **provenance()}
+        (building / "metrics.json").write_text(_json(record))
         if case["landmarks"]:
             (building / "landmarks.csv").write_text(_landmark_table([case]))
         building.chmod(0o755)
@@ -84,7 +96,23 @@ def write_registration(
         raise
 
 
-def write_evaluation(folder: str | Path, cases: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+def _check_replaceable(folder: Path, case_id: str) -> None:
+    if not folder.exists():
+        return
+    try:
+        replaceable = json.loads((folder / "metrics.json").read_text())["id"] == case_id
+    except (OSError, ValueError, KeyError, TypeError):
+        replaceable = False
+    if not replaceable:
+        raise InputError(
+            f"{folder}: is there already and is no result of the pair {case_id}, so it is left alone; "
+            "give another --output_dir."
+        )
+
+
+def write_evaluation(
+    folder: str | Path, cases: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], made_by: Mapping[str, Any]
+) -> None:
     """Write ``metrics.json``, ``cases.csv`` and, of landmarks, ``landmarks.csv``, each replaced in one step.
 
     Args:
@@ -93,6 +121,7 @@ def write_evaluation(folder: str | Path, cases: Sequence[Mapping[str, Any]], sum
             ``fixed``, ``moving`` and ``carried`` (D world coordinates, RAS, mm), ``before_mm``, ``after_mm``,
             ``before_voxel``, ``after_voxel``.
         summary: of :func:`monai_jsm.metrics.summarise`.
+        made_by: further entries of ``metrics.json``: seed, weights and their hash.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +132,11 @@ def write_evaluation(folder: str | Path, cases: Sequence[Mapping[str, Any]], sum
     else:
         (folder / "landmarks.csv").unlink(missing_ok=True)  # of an earlier evaluation
     _replace(folder / "cases.csv", _table(["case", *names], rows))
-    _replace(folder / "metrics.json", json.dumps({**summary, **provenance()}, indent=2) + "\n")
+    inputs = {
+        case["id"]: {role: {"path": str(path), "sha256": file_hash(path)} for role, path in case["inputs"].items()}
+        for case in cases
+    }
+    _replace(folder / "metrics.json", _json({**summary, **made_by, **provenance(), "inputs": inputs}))
 
 
 def _landmark_table(cases: Sequence[Mapping[str, Any]]) -> str:
@@ -136,5 +169,19 @@ def _replace(path: Path, text: str) -> None:
     os.replace(building, path)
 
 
-def _hash(path: str | Path) -> str:
+def _json(record: Any) -> str:
+    return json.dumps(_finite(record), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(record: Any) -> Any:
+    """The record with null in place of numbers that JSON does not know."""
+    if isinstance(record, Mapping):
+        return {key: _finite(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [_finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
