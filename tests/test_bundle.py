@@ -436,6 +436,14 @@ def test_metadata_holds_what_monai_asks_for(tmp_path):
         monai_bundle.verify_metadata(meta_file=str(broken), filepath=str(schema))
 
 
+def test_the_model_card_names_the_released_weights():
+    weights = BUNDLE / "models" / "model.pt"
+    card = (BUNDLE / "docs" / "README.md").read_text()
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
+    assert weights.stat().st_size < 5e6
+    assert f"{sum(p.numel() for p in GlobalToLocalNet(2).parameters()):,} parameters" in card
+
+
 def test_metadata_names_the_versions_that_are_pinned():
     import monai_jsm
 
