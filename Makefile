@@ -11,7 +11,7 @@ BUNDLE := $(BIN)/python -W ignore -m monai.bundle run
 TRAIN := bundle/configs/train.json
 EPOCHS ?= 60
 
-.PHONY: demo weights results test lint clean
+.PHONY: demo weights results test lint clean runs/cine-data runs/known-field-data
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,13 +29,16 @@ demo: $(VENV)/installed
 	$(BIN)/monai-jsm report $(DEMO)/evaluation
 	$(BIN)/monai-jsm report $(DEMO)/pairs/testing_000
 
-runs/cine-data: | $(VENV)/installed
+runs/cine-data: $(VENV)/installed
+	rm -rf $@
 	$(BIN)/monai-jsm prepare sunnybrook $(MONAI_JSM_DATA)/sunnybrook_cine $@
 
-runs/known-field-data: | $(VENV)/installed
+runs/known-field-data: $(VENV)/installed
+	rm -rf $@
 	$(BIN)/monai-jsm prepare known-field $(MONAI_JSM_DATA)/known_field $@
 
 weights: runs/cine-data
+	rm -rf runs/cine runs/cine-validation
 	$(BUNDLE) training --config_file $(TRAIN) --dataset_dir runs/cine-data --output_dir runs/cine --max_epochs 150
 	$(BUNDLE) evaluating --config_file "['$(TRAIN)','bundle/configs/evaluate.json']" --section validation \
 		--dataset_dir runs/cine-data --ckpt_path runs/cine/model.pt --output_dir runs/cine-validation
@@ -43,6 +46,7 @@ weights: runs/cine-data
 	sha256sum runs/cine/model.pt
 
 results: runs/cine-data runs/known-field-data
+	rm -rf runs/results
 	for suite in cine known-field; do \
 		$(BUNDLE) evaluating --config_file "['$(TRAIN)','bundle/configs/evaluate.json']" \
 			--dataset_dir runs/$$suite-data --output_dir runs/results/$$suite > /dev/null \

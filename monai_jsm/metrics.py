@@ -129,15 +129,16 @@ class TargetRegistrationErrorMetric(CumulativeIterationMetric):
         return torch.nanmean(_rows(self))
 
 
-def _largest(error: Tensor) -> Tensor:
-    return torch.where(error.isnan().all(-1), float("nan"), error.nan_to_num(nan=-1.0).amax(-1))
+def _quantile(error: Tensor, share: float) -> Tensor:
+    found = torch.nanquantile(error, share, dim=-1)
+    return torch.where(found.isnan() & ~error.isnan().all(-1), float("inf"), found)  # between two infinite errors
 
 
 _STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda error: torch.nanmean(error, dim=-1),
-    "median": lambda error: torch.nanquantile(error, 0.5, dim=-1),
-    "p95": lambda error: torch.nanquantile(error, 0.95, dim=-1),
-    "max": _largest,
+    "median": lambda error: _quantile(error, 0.5),
+    "p95": lambda error: _quantile(error, 0.95),
+    "max": lambda error: _quantile(error, 1.0),
 }
 
 
@@ -251,11 +252,11 @@ def field_measures(ddf: Tensor) -> dict[str, float]:
         ddf: (D, *S), voxels.
 
     Returns:
-        ``folding``, the share of voxels with a non-positive Jacobian determinant, in %; ``log_jacobian_sd``, the
+        ``folding``, the share of voxels whose Jacobian determinant is not positive, in %; ``log_jacobian_sd``, the
         standard deviation of the logarithm of the determinant over the other voxels; ``jacobian_min``.
     """
     determinant = jacobian_determinant(ddf[None].double())
-    folded = determinant <= 0
+    folded = ~(determinant > 0)  # what is not a number counts as folded
     return {
         "folding": 100 * folded.double().mean().item(),
         "log_jacobian_sd": determinant[~folded].log().std().item(),

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -112,13 +113,27 @@ def test_a_registration_is_written_whole_and_replaces_an_older_one(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 
 
-def test_a_folder_that_is_no_result_of_the_case_is_never_replaced(tmp_path):
+def test_a_folder_that_is_no_result_of_the_case_alone_is_never_replaced(tmp_path):
+    folder = tmp_path / "out" / "a"
+    for prepare in (
+        lambda: folder.mkdir(parents=True),
+        lambda: write_registration(folder, case_record(tmp_path), maps(), np.eye(4), {}),
+    ):
+        prepare()
+        (folder / "scan.nii.gz").write_bytes(b"precious")
+        with pytest.raises(InputError, match=r"is no result of the pair a alone.*--output_dir"):
+            write_registration(folder, case_record(tmp_path), maps(), np.eye(4), {})
+        assert (folder / "scan.nii.gz").read_bytes() == b"precious"
+        shutil.rmtree(folder)
+
+
+def test_a_result_that_is_an_input_is_never_replaced(tmp_path):
     folder = tmp_path / "a"
-    folder.mkdir()
-    (folder / "scan.nii.gz").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"a: is there already and is no result of the pair a.*--output_dir"):
-        write_registration(folder, case_record(tmp_path), maps(), np.eye(4), {})
-    assert (folder / "scan.nii.gz").read_bytes() == b"precious"
+    write_registration(folder, case_record(tmp_path), maps(), np.eye(4), {})
+    case = {**case_record(tmp_path), "inputs": {"moving_image": folder / "warped.nii.gz"}}
+    with pytest.raises(InputError, match="which is to be registered"):
+        write_registration(folder, case, maps(), np.eye(4), {})
+    assert (folder / "warped.nii.gz").is_file()
 
 
 def test_a_value_that_is_not_a_number_is_null(tmp_path):

@@ -46,10 +46,16 @@ def test_padding_and_cases_without_landmarks_do_not_count():
     assert metric.aggregate().item() == pytest.approx(5.0)
 
 
-def test_a_diverged_prediction_is_an_infinite_error_and_not_padding():
-    metric = TargetRegistrationErrorMetric()
-    metric(torch.tensor([[[float("nan"), 0.0], [3.0, 4.0]]]), torch.zeros(1, 2, 2))
+@pytest.mark.parametrize("statistic", ["mean", "median", "p95", "max"])
+def test_a_diverged_prediction_is_an_infinite_error_and_not_padding(statistic):
+    metric = TargetRegistrationErrorMetric(statistic)
+    metric(torch.full((1, 5, 2), float("nan")), torch.zeros(1, 5, 2))
+    metric(torch.ones(1, 5, 2), torch.zeros(1, 5, 2))
     assert metric.aggregate().item() == float("inf")
+
+
+def test_a_field_that_is_not_a_number_is_folded():
+    assert field_measures(torch.full((2, 6, 7), float("nan")))["folding"] == 100
 
 
 def test_a_metric_that_saw_nothing_says_so():

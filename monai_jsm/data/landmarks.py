@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,9 +64,9 @@ def read_landmarks(path: str | os.PathLike[str], space: str, affine: np.ndarray)
             + f"; declare landmark_space in datalist.json as one of {known}."
         )
     labels, points = _read_table(Path(path))
-    unprintable = next((label for label in labels if not label.isprintable()), None)
-    if unprintable is not None:
-        raise InputError(f"{path}: the label {unprintable!r} holds a control character; rename the landmark.")
+    control = next((label for label in labels if any(unicodedata.category(sign) == "Cc" for sign in label)), None)
+    if control is not None:
+        raise InputError(f"{path}: the label {control!r} holds a control character; rename the landmark.")
     dims = points.shape[1]
     if affine.shape not in ((dims + 1, dims + 1), (4, 4)):
         raise InputError(

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from monai_jsm.data.fields import file_affine, write_field
 __all__ = ["file_hash", "provenance", "write_evaluation", "write_registration"]
 
 _MAPS = ("warped", "joint_saliency", "trust", "jacobian")
+_RESULT_FILES = {
+    *(f"{name}.nii.gz" for name in (*_MAPS, "field")),
+    *("metrics.json", "landmarks.csv", "report.html", "figures"),
+}
 _SIDES = ("fixed", "moving", "carried")
 _ERRORS = ("before_mm", "after_mm", "before_voxel", "after_voxel")
 _FRAMES = {
@@ -71,10 +75,11 @@ def write_registration(
         made_by: further entries of ``metrics.json``: seed, weights and their hash.
 
     Raises:
-        InputError: if the folder is there and holds anything but an older result of the same case.
+        InputError: if the folder is there and holds more than an older result of the same case, or one of the inputs.
     """
     folder = Path(folder)
     _check_replaceable(folder, case["id"])
+    _check_inputs_outside(folder, case["inputs"].values())
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -100,14 +105,21 @@ def _check_replaceable(folder: Path, case_id: str) -> None:
     if not folder.exists():
         return
     try:
-        replaceable = json.loads((folder / "metrics.json").read_text())["id"] == case_id
+        of_case = json.loads((folder / "metrics.json").read_text())["id"] == case_id
+        foreign = {path.name for path in folder.iterdir()} - _RESULT_FILES
     except (OSError, ValueError, KeyError, TypeError):
-        replaceable = False
-    if not replaceable:
+        of_case, foreign = False, set()
+    if foreign or not of_case:
         raise InputError(
-            f"{folder}: is there already and is no result of the pair {case_id}, so it is left alone; "
+            f"{folder}: is there already and is no result of the pair {case_id} alone, so it is left as it is; "
             "give another --output_dir."
         )
+
+
+def _check_inputs_outside(folder: Path, inputs: Iterable[str | Path]) -> None:
+    for path in inputs:
+        if folder.resolve() in Path(path).resolve().parents:
+            raise InputError(f"{folder}: holds {path}, which is to be registered; give another --output_dir.")
 
 
 def write_evaluation(

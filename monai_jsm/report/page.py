@@ -481,7 +481,10 @@ def _column(path: Path, rows: Sequence[Mapping[str, str]], name: str, finite: bo
         except (TypeError, ValueError):
             raise InputError(f"{path}, line {index + 2}: {name} is {row[name]!r} and no number: {REBUILD}.") from None
         if finite and not math.isfinite(values[index]):
-            raise InputError(f"{path}, line {index + 2}: {name} is missing or not finite: {REBUILD}.")
+            raise InputError(
+                f"{path}, line {index + 2}: {name} is missing or not finite: "
+                "the registration diverged, use other weights, or the file is damaged, restore it."
+            )
     return values
 
 
