@@ -64,7 +64,28 @@ def box_mean(image: Tensor, window: int) -> Tensor:
     return image
 
 
-class SquaredLocalCorrelationLoss(nn.Module):
+class _WeightedLoss(nn.Module):
+    """A loss of every voxel, averaged with a weight."""
+
+    def map(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        """Loss of every voxel, (B, 1, *S), not negative."""
+        raise NotImplementedError
+
+    def forward(self, warped: Tensor, fixed: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Compare two images.
+
+        Args:
+            warped: (B, 1, *S).
+            fixed: (B, 1, *S).
+            weight: (B, 1, *S) or None.
+
+        Returns:
+            A scalar, not negative.
+        """
+        return weighted_mean(self.map(warped, fixed), weight)
+
+
+class SquaredLocalCorrelationLoss(_WeightedLoss):
     """One minus the squared local normalised cross-correlation, blind to local gain, offset and inversion.
 
     Where either image is flat the correlation is zero by definition (there is no evidence), and so is its gradient.
@@ -99,19 +120,6 @@ class SquaredLocalCorrelationLoss(nn.Module):
         covariance = product - mean_w * mean_f
         return 1 - covariance**2 / (variance_w * variance_f)
 
-    def forward(self, warped: Tensor, fixed: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Compare two images.
-
-        Args:
-            warped: (B, 1, *S).
-            fixed: (B, 1, *S).
-            weight: (B, 1, *S) or None.
-
-        Returns:
-            A scalar in [0, 1].
-        """
-        return weighted_mean(self.map(warped, fixed), weight)
-
 
 def _charbonnier(values: Tensor, width: float) -> Tensor:
     return torch.sqrt(values**2 + width**2)
@@ -132,7 +140,7 @@ def _gradient_magnitude(image: Tensor) -> Tensor:
     return torch.sqrt(squares + torch.finfo(image.dtype).tiny)
 
 
-class CharbonnierLoss(nn.Module):
+class CharbonnierLoss(_WeightedLoss):
     """Charbonnier penalty on intensity differences and on differences of gradient magnitude.
 
     Args:
@@ -157,19 +165,6 @@ class CharbonnierLoss(nn.Module):
             gradient = _gradient_magnitude(fixed) - _gradient_magnitude(warped)
             loss = loss + self.gradient_weight * _charbonnier(gradient, self.width)
         return loss
-
-    def forward(self, warped: Tensor, fixed: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Compare two images.
-
-        Args:
-            warped: (B, 1, *S).
-            fixed: (B, 1, *S).
-            weight: (B, 1, *S) or None.
-
-        Returns:
-            A scalar, not negative.
-        """
-        return weighted_mean(self.map(warped, fixed), weight)
 
 
 class PublishedEnergyLoss(nn.Module):

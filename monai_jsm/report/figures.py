@@ -200,7 +200,7 @@ def draw_trust(pair: Pair) -> Figure:
     figure, panels = _panels(pair, ["joint saliency over fixed", "trust over fixed"])
     maps = [
         (pair.joint_saliency, SALIENCY, "joint saliency (0 to 1, no unit)"),
-        (pair.trust, MISTRUST, "trust (0: do not rely on it, 1: rely on it)"),
+        (pair.trust, MISTRUST, "trust (0: structure in one image only, 1: no mismatch)"),
     ]
     scale = _grey_range(pair.fixed)
     for column, (values, colours, label) in enumerate(maps):

@@ -213,9 +213,10 @@ def _pair_illustrations(pair: Pair) -> list[Illustration]:
         ),
         Illustration(
             "trust",
-            "Where to trust it",
-            "Left: joint saliency, the structure that both images show and that drives the registration (blue). Right: "
-            "trust; orange marks places whose counterpart is missing or uncertain. Do not rely on positions there.",
+            "Where the images agree",
+            "Left: joint saliency, blue where fixed and warped share clear structure. Right: trust, orange where "
+            "structure stands in one image only or does not match. No orange is no proof: flat tissue holds no "
+            "evidence either way, and trust has not been calibrated against the error.",
             partial(figures.draw_trust, pair),
         ),
         Illustration(
