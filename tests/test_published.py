@@ -349,7 +349,7 @@ def idx(folder):
         (
             prepare_known_field,
             damaged("case_001/moving_landmarks.csv", write_known_field, b"0,1,2\n1,2,3\n"),
-            "columns",
+            "has 3 coordinates a row",
         ),
     ],
 )
