@@ -21,6 +21,9 @@ _ROOMS = (
     "losses",
     "metrics",
     "networks",
+    "prealignment",
+    "refinement",
+    "registration",
     "report",
     "saliency",
     "transforms",
@@ -28,7 +31,9 @@ _ROOMS = (
 _BLOCKS = {
     "GlobalToLocalNet": "networks",
     "JointSaliencyBlock": "saliency",
+    "Registration": "registration",
     "TargetRegistrationErrorMetric": "metrics",
+    "register": "registration",
 }
 
 __all__ = [*_ROOMS, *_BLOCKS]

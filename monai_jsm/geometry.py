@@ -419,9 +419,23 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     """
     spatial_dims = ddf.shape[1]
     per_axis = torch.gradient(ddf, dim=list(range(2, 2 + spatial_dims)))  # D tensors, each (B, D, *S)
-    gradient = torch.stack(per_axis, dim=-1).movedim(1, -2)  # (B, *S, D, D)
-    identity = torch.eye(spatial_dims, dtype=ddf.dtype, device=ddf.device)
-    return torch.linalg.det(identity + gradient).unsqueeze(1)
+    # Laplace expansion, row by row from the last one: millions of tiny matrices are slow in LAPACK
+    minors = {0: torch.ones_like(ddf[:, 0])}  # of the rows so far, by the set of their columns as bits; (B, *S)
+    for size in range(1, spatial_dims + 1):
+        row = spatial_dims - size
+        larger: dict[int, Tensor] = {}
+        for columns, minor in minors.items():
+            sign = 1.0
+            for column in range(spatial_dims):
+                if columns & (1 << column):
+                    sign = -sign
+                    continue
+                entry = per_axis[column][:, row] + (1.0 if row == column else 0.0)
+                wider = columns | (1 << column)
+                term = sign * entry * minor
+                larger[wider] = larger[wider] + term if wider in larger else term
+        minors = larger
+    return minors[(1 << spatial_dims) - 1].unsqueeze(1)
 
 
 def itk_displacement(ddf: Tensor, affine: Tensor) -> Tensor:

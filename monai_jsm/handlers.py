@@ -41,8 +41,9 @@ from monai.handlers import EarlyStopHandler
 from monai.networks.utils import get_state_dict
 
 from monai_jsm.data.errors import InputError
-from monai_jsm.data.results import file_hash, write_evaluation, write_registration
-from monai_jsm.metrics import UNITS, summarise
+from monai_jsm.data.results import told_of, write_evaluation, write_registration
+from monai_jsm.metrics import summarise
+from monai_jsm.transforms import pair_images, pair_record
 
 __all__ = [
     "AtomicCheckpointSaver",
@@ -482,7 +483,7 @@ class MeasureSaver:
 
     def _collect(self, engine: Workflow) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self._cases.append(_case_record(batch, output))
+            self._cases.append(pair_record({**batch, **output}))
 
     def _finish(self, engine: Workflow) -> None:
         gathered = _gather(self._cases) if idist.get_world_size() > 1 else [self._cases]
@@ -491,26 +492,35 @@ class MeasureSaver:
         summary = summarise(cases)
         engine.state.metrics.update({name: values["mean"] for name, values in summary["measures"].items()})
         if self.save_dir is not None and idist.get_rank() == 0:
-            write_evaluation(self.save_dir, cases, summary, _made_by(self.seed, self.weights))
+            write_evaluation(self.save_dir, cases, summary, told_of(self.seed, self.weights))
 
 
 class RegistrationSaver:
     """Writes each registered pair into a folder of its own, complete or not at all.
 
     ``save_dir/ID`` holds ``warped``, ``field``, ``joint_saliency``, ``trust`` and ``jacobian`` (``.nii.gz``, on the
-    grid of the fixed image; the field as ITK has it), ``metrics.json`` and, where there are landmarks,
-    ``landmarks.csv``. A folder of the same pair that is there already is replaced.
+    grid of the fixed image; the field as ITK has it), ``inverse_field`` (on that of the moving image),
+    ``metrics.json`` and, where there are landmarks, ``landmarks.csv``. A folder of the same pair that is there already
+    is replaced.
 
     Args:
         save_dir: folder of the folders, made if it is absent.
         seed: of the run, told in ``metrics.json``.
         weights: file of the weights, told with its hash.
+        settings: how pairs are registered, told in ``metrics.json``.
     """
 
-    def __init__(self, save_dir: str | Path, seed: int | None = None, weights: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        save_dir: str | Path,
+        seed: int | None = None,
+        weights: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.save_dir = Path(save_dir)
         self.seed = seed
         self.weights = weights
+        self.settings = dict(settings or {})
 
     def attach(self, engine: Workflow) -> None:
         """Listen to an evaluator whose postprocessing made all that is to be written."""
@@ -518,24 +528,10 @@ class RegistrationSaver:
 
     def _save(self, engine: Workflow) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
-            images = {name: output[name][0].cpu().numpy() for name in ("warped", "joint_saliency", "trust", "jacobian")}
-            images["field"] = output["field"].cpu().numpy()
-            affine = batch["fixed_image"].affine.cpu().numpy()
-            write_registration(
-                self.save_dir / batch["id"],
-                _case_record(batch, output),
-                images,
-                affine,
-                _made_by(self.seed, self.weights),
-            )
-            logger.info("Registered %s.", batch["id"])
-
-
-def _made_by(seed: int | None, weights: str | Path | None) -> dict[str, Any]:
-    told: dict[str, Any] = {} if seed is None else {"seed": seed}
-    if weights is not None:
-        told["weights"] = {"path": str(weights), "sha256": file_hash(weights)}
-    return told
+            pair = {**batch, **output}
+            made_by = {**told_of(self.seed, self.weights), "settings": self.settings}
+            write_registration(self.save_dir / pair["id"], pair_record(pair), pair_images(pair), made_by)
+            logger.info("Registered %s.", pair["id"])
 
 
 def _gather(cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -543,23 +539,3 @@ def _gather(cases: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     parts: list[Any] = [None] * idist.get_world_size()
     torch.distributed.all_gather_object(parts, cases)
     return parts
-
-
-def _case_record(batch: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of one case: its id, the files it came from, its measures with units, and its landmarks."""
-    inputs = {key.removesuffix("_path"): path for key, path in batch.items() if key.endswith("_path")}
-    measures = {name: {"value": value, "unit": UNITS[name]} for name, value in output["measures"].items()}
-    errors = output["landmark_errors"].tolist()
-    labels = batch["landmark_labels"].split("\n") if errors else []
-    sides = [output[f"{side}_world"].tolist() for side in ("fixed", "moving", "carried")]
-    landmarks = [
-        dict(
-            zip(
-                ("label", "fixed", "moving", "carried", "before_mm", "after_mm", "before_voxel", "after_voxel"),
-                (label, fixed, moving, carried, *error),
-                strict=True,
-            )
-        )
-        for label, fixed, moving, carried, error in zip(labels, *sides, errors, strict=True)
-    ]
-    return {"id": batch["id"], "inputs": inputs, "measures": measures, "landmarks": landmarks}

@@ -1,7 +1,7 @@
 """Target registration error, folding, and what else is measured of a pair.
 
-A measure's name says when it was taken (``_before``, ``_after``) and, if not in mm, its unit; :data:`UNITS` has them
-all. Overlap and surface distances are MONAI's.
+A measure's name says when it was taken (``_before``, ``_affine``: after the affine pre-alignment alone, ``_after``)
+and, if not in mm, its unit; :data:`UNITS` has them all. Overlap and surface distances are MONAI's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from monai.metrics import (
 )
 from torch import Tensor
 
-from monai_jsm.geometry import jacobian_determinant
-
 __all__ = [
     "UNITS",
     "CaseErrorMetric",
@@ -32,7 +30,7 @@ __all__ = [
     "target_registration_error",
 ]
 
-_WHEN = ("before", "after")
+_WHEN = ("before", "affine", "after")
 UNITS: dict[str, str] = {
     **{f"tre_{s}_{w}": "mm" for s in ("mean", "median", "p95", "max") for w in _WHEN},
     **{f"tre_{s}_{w}_voxel": "voxel" for s in ("mean", "median", "p95", "max") for w in _WHEN},
@@ -44,6 +42,7 @@ UNITS: dict[str, str] = {
     "folding": "%",
     "log_jacobian_sd": "1",
     "jacobian_min": "1",
+    **{f"inverse_consistency_{s}": "mm" for s in ("mean", "p95", "max")},
 }
 
 
@@ -174,31 +173,25 @@ def _rows(metric: CumulativeIterationMetric) -> Tensor:
     return rows
 
 
-def landmark_measures(before: Tensor, after: Tensor, before_voxel: Tensor, after_voxel: Tensor) -> dict[str, float]:
+def landmark_measures(errors: Mapping[str, Tensor]) -> dict[str, float]:
     """Summary of per-landmark errors.
 
     Args:
-        before: error of each landmark without registration, (N,), mm.
-        after: error of each landmark after registration, (N,), mm.
-        before_voxel: as ``before``, voxels of the fixed image.
-        after_voxel: as ``after``, voxels of the fixed image.
+        errors: error of each landmark, (N,), by when and unit: ``before_mm``, ``after_mm``, ``before_voxel``,
+            ``after_voxel`` and, where there was one, ``affine_mm`` and ``affine_voxel``; voxels are those of the fixed
+            image.
 
     Returns:
         Mean, median, 95th percentile and maximum of each, and the share of landmarks that came closer, in %.
     """
     measures: dict[str, float] = {}
-    for suffix, errors in (
-        ("before", before),
-        ("after", after),
-        ("before_voxel", before_voxel),
-        ("after_voxel", after_voxel),
-    ):
-        errors = errors.double()
-        measures[f"tre_mean_{suffix}"] = errors.mean().item()
-        measures[f"tre_median_{suffix}"] = errors.quantile(0.5).item()
-        measures[f"tre_p95_{suffix}"] = errors.quantile(0.95).item()
-        measures[f"tre_max_{suffix}"] = errors.max().item()
-    measures["share_improved"] = 100 * (after < before).double().mean().item()
+    for name, values in errors.items():
+        values, suffix = values.double(), name.removesuffix("_mm")
+        measures[f"tre_mean_{suffix}"] = values.mean().item()
+        measures[f"tre_median_{suffix}"] = values.quantile(0.5).item()
+        measures[f"tre_p95_{suffix}"] = values.quantile(0.95).item()
+        measures[f"tre_max_{suffix}"] = values.max().item()
+    measures["share_improved"] = 100 * (errors["after_mm"] < errors["before_mm"]).double().mean().item()
     return measures
 
 
@@ -212,7 +205,7 @@ def label_measures(fixed: Tensor, other: Tensor, spacing: Sequence[float], when:
         fixed: label of the fixed image, (1, *S), integers, 0 is background.
         other: label of the moving image on the same grid, before or after warping, (1, *S).
         spacing: D voxel edges in mm, array-axis order.
-        when: ``before`` or ``after``, the end of the measures' names.
+        when: ``before``, ``affine`` or ``after``, the end of the measures' names.
 
     Returns:
         Dice, contour distance (mm and voxels) and HD95 (mm). A label that ``other`` lacks altogether counts as Dice 0
@@ -245,17 +238,17 @@ def label_measures(fixed: Tensor, other: Tensor, spacing: Sequence[float], when:
     return dict(zip(names, torch.tensor(rows, dtype=torch.float64).mean(0).tolist(), strict=True))
 
 
-def field_measures(ddf: Tensor) -> dict[str, float]:
+def field_measures(determinant: Tensor) -> dict[str, float]:
     """Regularity of a field.
 
     Args:
-        ddf: (D, *S), voxels.
+        determinant: of its Jacobian, of any shape, see :func:`monai_jsm.geometry.jacobian_determinant`.
 
     Returns:
         ``folding``, the share of voxels whose Jacobian determinant is not positive, in %; ``log_jacobian_sd``, the
         standard deviation of the logarithm of the determinant over the other voxels; ``jacobian_min``.
     """
-    determinant = jacobian_determinant(ddf[None].double())
+    determinant = determinant.double()
     folded = ~(determinant > 0)  # what is not a number counts as folded
     return {
         "folding": 100 * folded.double().mean().item(),
@@ -268,8 +261,8 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Measures over many cases.
 
     Args:
-        cases: each with ``measures`` (name to ``value`` and ``unit``) and ``landmarks`` (rows with ``before_mm``,
-            ``after_mm``, ``before_voxel``, ``after_voxel``).
+        cases: each with ``measures`` (name to ``value`` and ``unit``) and ``landmarks`` (rows with the errors that
+            :func:`landmark_measures` takes).
 
     Returns:
         ``cases``, their number; ``measures``, for each name the mean, SD and median over the cases that have it, and
@@ -289,9 +282,8 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             }
     rows = [row for case in cases for row in case["landmarks"]]
     if rows:
-        names = ("before_mm", "after_mm", "before_voxel", "after_voxel")
-        errors = [torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names]
-        pooled = landmark_measures(*errors)
+        names = [f"{when}_{unit}" for unit in ("mm", "voxel") for when in _WHEN if f"{when}_{unit}" in rows[0]]
+        pooled = landmark_measures({n: torch.tensor([row[n] for row in rows], dtype=torch.float64) for n in names})
         summary["landmarks"] = {
             "count": len(rows),
             "measures": {name: {"value": value, "unit": UNITS[name]} for name, value in pooled.items()},

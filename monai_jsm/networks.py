@@ -17,7 +17,15 @@ from monai_jsm.data.errors import InputError
 from monai_jsm.geometry import identity_grid
 from monai_jsm.saliency import JointSaliency, JointSaliencyBlock
 
-__all__ = ["PUBLISHED_LAYERS", "DenseWarp", "GlobalToLocalNet", "PublishedLayers", "Stages", "load_weights"]
+__all__ = [
+    "PUBLISHED_LAYERS",
+    "DenseWarp",
+    "GlobalToLocalNet",
+    "PublishedLayers",
+    "Stages",
+    "load_weights",
+    "released_weights",
+]
 
 
 class Stages(NamedTuple):
@@ -439,17 +447,32 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: there is no such file; give the weights that training wrote with --ckpt_path."
-        ) from error
+        raise InputError(f"{path}: there is no such file; give the model.pt that a training wrote.") from error
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a file of weights with --ckpt_path."
+            f"{path}: cannot be read ({error.strerror}); give the model.pt that a training wrote."
         ) from error
-    except (RuntimeError, UnpicklingError, EOFError, TypeError, AttributeError) as error:
-        reason = (str(error) or "the file ends early").splitlines()[0].rstrip(".:")
+    except UnpicklingError as error:
+        raise InputError(f"{path}: holds no plain weights; give the model.pt that a training wrote.") from error
+    except (RuntimeError, EOFError, TypeError, AttributeError) as error:
+        reason = (str(error) or "the file ends early").splitlines()[0].rstrip(".:").replace(". ", ", ")
         raise InputError(
             f"{path}: does not hold the weights of this network ({reason}); "
-            "give the model.pt of a training with the same network_def."
+            "give the model.pt of a training of the same network."
         ) from error
     return network
+
+
+def released_weights(spatial_dims: int) -> Path | None:
+    """The file of the weights that this package brings along; None where none are released for so many axes.
+
+    It is the bundle's own ``models/model.pt``: inside the package once that is installed, beside it in a clone.
+
+    Example:
+        >>> released_weights(2).name
+        'model.pt'
+    """
+    package = Path(__file__).parent
+    name = {2: "model.pt"}.get(spatial_dims)
+    found = [home / "bundle" / "models" / name for home in (package, package.parent) if name]
+    return next((path for path in found if path.is_file()), None)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor, list_data_collate
-from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform, RandomizableTransform, Transform
+from monai.transforms import MapTransform, RandomizableTransform, Transform
 from torch import Tensor
 
 from monai_jsm.data.errors import InputError
+from monai_jsm.data.images import read_placed
 from monai_jsm.data.landmarks import match_landmarks, read_landmarks
 from monai_jsm.geometry import (
     carry_points,
@@ -30,7 +31,7 @@ from monai_jsm.geometry import (
     world_to_voxel,
 )
 from monai_jsm.losses import box_mean
-from monai_jsm.metrics import field_measures, label_measures, landmark_measures, target_registration_error
+from monai_jsm.metrics import UNITS, field_measures, label_measures, landmark_measures, target_registration_error
 from monai_jsm.saliency import JointSaliencyBlock
 
 __all__ = [
@@ -47,6 +48,10 @@ __all__ = [
     "WarpOriginald",
     "WarpPaird",
     "collate_pairs",
+    "lies_within",
+    "pair_images",
+    "pair_record",
+    "voxels_across",
 ]
 
 _IMAGES = ("fixed_image", "moving_image")
@@ -69,21 +74,19 @@ class LoadPaird(Transform):
 
     def __init__(self, spatial_dims: int) -> None:
         self.spatial_dims = spatial_dims
-        self.read = LoadImage(image_only=True)
-        self.channel_first = EnsureChannelFirst(channel_dim="no_channel")
 
-    def _load(self, path: str) -> Tensor:
-        image = self.read(path)
-        while image.dim() > self.spatial_dims and image.shape[-1] == 1:
-            image = image.squeeze(-1)
-        return self.channel_first(image)
+    def _load(self, path: str, series: str) -> MetaTensor:
+        array, affine = read_placed(path, self.spatial_dims, series)
+        values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
+        return MetaTensor(values, affine=torch.from_numpy(affine), meta={"filename_or_obj": path})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the case with the change."""
         d = dict(data)
         for key in (*_IMAGES, *_LABELS, *_MASKS):
-            if key in d:
-                d[f"{key}_path"], d[key] = d[key], self._load(d[key])
+            if isinstance(d.get(key), str):  # else a MetaTensor, loaded already
+                series = d.get(key.replace("image", "series"), "") if key in _IMAGES else ""
+                d[f"{key}_path"], d[key] = d[key], self._load(d[key], series)
         if "fixed_landmarks" not in d:
             d.update({key: torch.zeros(0, self.spatial_dims, dtype=torch.float64) for key in _LANDMARKS})
             d["landmark_labels"] = ""
@@ -103,18 +106,28 @@ class LoadPaird(Transform):
 class MovingOnFixedGridd(Transform):
     """Resample the moving image, label and mask to the grid of the fixed image where the two grids differ.
 
-    Linear for the image, nearest for label and mask; beyond the moving image its border is repeated.
+    With ``theta``, a linear transform from the fixed image's world to the moving image's, (D+1, D+1), image and mask
+    are pulled through it; the label is not, but gets a companion ``affine_label`` that is. Linear for the image,
+    nearest for the mask, one-hot and linear for the label; beyond the moving image its border is repeated.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the case with the change."""
         d = dict(data)
-        fixed, moving = d["fixed_image"], d["moving_image"]
-        if fixed.shape == moving.shape and torch.allclose(fixed.affine, moving.affine, atol=1e-4):
-            return d
-        for key, mode in (("moving_image", "bilinear"), ("moving_label", "nearest"), ("moving_mask", "nearest")):
-            if key in d:
-                d[key] = _on_grid(_sample_across(d[key], fixed, None, mode), fixed)
+        fixed, moving, theta = d["fixed_image"], d["moving_image"], d.get("theta")
+        one_grid = fixed.shape == moving.shape and torch.allclose(fixed.affine, moving.affine, atol=1e-4)
+        moves = theta is not None and not torch.equal(theta, torch.eye(len(theta)).to(theta))
+        if not one_grid or moves:
+            there = voxels_across(fixed, moving, None, theta)
+            d["moving_image"] = _on_grid(_sampled(moving, there), fixed)
+            if "moving_mask" in d:
+                d["moving_mask"] = _on_grid(_sampled(d["moving_mask"], there, "nearest"), fixed)
+        if "moving_label" in d:
+            label = d["moving_label"]
+            if not one_grid:
+                d["moving_label"] = _on_grid(_sampled_label(label, voxels_across(fixed, moving, None, None)), fixed)
+            if theta is not None:
+                d["affine_label"] = _on_grid(_sampled_label(label, there), fixed) if moves else d["moving_label"]
         return d
 
 
@@ -136,26 +149,67 @@ class LandmarksToVoxeld(MapTransform):
 class WarpOriginald(Transform):
     """Add ``warped``: the moving image as it was read, pulled through the field in one interpolation, (1, *S).
 
-    Expects ``pred`` and ``moving_original``, a copy of the moving image on its own grid and in its own intensities.
+    Expects ``pred``, the total field, ``moving_original``, a copy of the moving image on its own grid and in its own
+    intensities, and perhaps ``moving_label_original``, from which ``warped_label`` comes, one-hot and linearly. Where
+    the field leads more than half a voxel out of the moving image, ``warped`` has the smallest value of that image,
+    ``warped_label`` is 0 and ``inside``, (1, *S), is False.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the case with the change."""
         d = dict(data)
-        ddf = _plain(d["pred"])[None].double()
-        d["warped"] = _on_grid(
-            _sample_across(d["moving_original"], d["fixed_image"], ddf, "bilinear"), d["fixed_image"]
-        )
+        fixed, moving = d["fixed_image"], d["moving_original"]
+        there = voxels_across(fixed, moving, _plain(d["pred"]), None)
+        inside = lies_within(there, moving.shape[1:])
+        d["inside"] = _on_grid(inside, fixed)
+        d["warped"] = _on_grid(torch.where(inside, _sampled(moving, there), _plain(moving).min()), fixed)
+        if "moving_label_original" in d:
+            label = _sampled_label(d["moving_label_original"], there)
+            d["warped_label"] = _on_grid(torch.where(inside, label, 0), fixed)
         return d
 
 
-def _sample_across(moving: MetaTensor, fixed: MetaTensor, ddf: Tensor | None, mode: str) -> Tensor:
-    """Read an image on its own grid at every voxel of another one, displaced by a field in voxels of that; (C, *S)."""
+def voxels_across(fixed: MetaTensor, moving: MetaTensor, ddf: Tensor | None, theta: Tensor | None) -> Tensor:
+    """Where every voxel of one image lies in another.
+
+    Args:
+        fixed: (1, *S).
+        moving: (1, *M).
+        ddf: (D, *S), voxels of ``fixed``; acts first.
+        theta: (D+1, D+1), world of fixed to world of moving, RAS, mm; acts next.
+
+    Returns:
+        (1, D, *S) float64, voxels of ``moving``.
+    """
     shape, dims = list(fixed.shape[1:]), fixed.dim() - 1
-    at = identity_grid(shape, torch.zeros((), dtype=torch.float64, device=fixed.device))
-    voxels = (at if ddf is None else at + ddf)[0].flatten(1).T  # (voxels, D)
-    there = world_to_voxel(voxel_to_world(voxels, fixed.affine), moving.affine).T.reshape(1, dims, *shape)
-    return sample(_plain(moving)[None].double(), there, mode)[0].to(moving.dtype)
+    at = identity_grid(shape, torch.zeros((), dtype=torch.float64))
+    voxels = (at if ddf is None else at + ddf.to(at))[0].flatten(1).T  # (voxels, D)
+    world = voxel_to_world(voxels, fixed.affine)
+    if theta is not None:
+        world = voxel_to_world(world, theta)  # a linear transform acts as an affine does
+    return world_to_voxel(world, moving.affine).T.reshape(1, dims, *shape)
+
+
+def lies_within(voxels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Whether voxels (1, D, *S) lie in an image of this shape, its outermost voxels whole; (1, *S)."""
+    size = torch.tensor(list(shape), dtype=voxels.dtype).reshape(1, -1, *[1] * (voxels.dim() - 2))
+    return ((voxels >= -0.5) & (voxels <= size - 0.5)).all(1)
+
+
+def _sampled(image: Tensor, there: Tensor, mode: str = "bilinear") -> Tensor:
+    """Read an image (1, *M) at voxels (1, D, *S) of its grid; (1, *S) of its own type."""
+    return sample(_plain(image)[None].to(there), there, mode)[0].to(image.dtype)
+
+
+def _sampled_label(label: Tensor, there: Tensor) -> Tensor:
+    """Read a label (1, *M) one-hot and linearly; each voxel takes the strongest value, the lower of two equal ones."""
+    values = _plain(label).unique()
+    strongest = torch.full((1, *there.shape[2:]), -1.0, dtype=there.dtype)
+    found = torch.empty_like(strongest, dtype=label.dtype)
+    for value in values:  # one at a time: a brain has a hundred
+        share = sample((_plain(label) == value)[None].to(there), there)[0]
+        found, strongest = torch.where(share > strongest, value, found), torch.maximum(share, strongest)
+    return found
 
 
 class RandSwapPaird(RandomizableTransform):
@@ -273,32 +327,32 @@ def _pad_far_end(image: Tensor, shape: np.ndarray) -> Tensor:
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
     padding = [int(n) for width in reversed(widths) for n in (0, width)]
     padded = torch.nn.functional.pad(plain[None].float(), padding, mode="replicate")[0].to(plain.dtype)
-    return MetaTensor(padded, affine=image.affine, meta=image.meta) if isinstance(image, MetaTensor) else padded
+    return MetaTensor(padded, meta=dict(image.meta)) if isinstance(image, MetaTensor) else padded
 
 
 class WarpPaird(Transform):
     """Add ``warped_image`` and, where there are labels, ``warped_label``: moving pulled through the field.
 
-    Labels are warped one-hot and linearly, and each voxel takes the strongest label. Expects ``pred``, the ddf, (D,
-    *S).
+    Labels are warped one-hot and linearly, and each voxel takes the strongest label; one whose original is kept is
+    left to :class:`WarpOriginald`. Expects ``pred``, the ddf, (D, *S).
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of the case with the change."""
         d = dict(data)
         ddf = _plain(d["pred"])[None]
-        warped = warp(_plain(d["moving_image"])[None].to(ddf), ddf)[0]
-        d["warped_image"] = _on_grid(warped, d["fixed_image"])
-        if "moving_label" in d:
-            label = _plain(d["moving_label"])
-            values = label.unique()
-            one_hot = torch.stack([(label[0] == value) for value in values])[None].to(ddf)
-            d["warped_label"] = _on_grid(values[warp(one_hot, ddf)[0].argmax(0, keepdim=True)], d["fixed_image"])
+        d["warped_image"] = _on_grid(warp(_plain(d["moving_image"])[None].to(ddf), ddf)[0], d["fixed_image"])
+        if "moving_label" in d and "moving_label_original" not in d:
+            there = identity_grid(list(ddf.shape[2:]), ddf) + ddf
+            d["warped_label"] = _on_grid(_sampled_label(d["moving_label"], there), d["fixed_image"])
         return d
 
 
 class JointSaliencyd(Transform):
-    """Add ``joint_saliency`` and ``trust`` of the fixed image and the final warped one, each (1, *S), in [0, 1]."""
+    """Add ``joint_saliency`` and ``trust`` of the fixed image and the final warped one, each (1, *S), in [0, 1].
+
+    Where ``inside`` is False, beyond the moving image, nothing corresponds: both are 0.
+    """
 
     def __init__(self, spatial_dims: int) -> None:
         self.block = JointSaliencyBlock(spatial_dims)
@@ -309,8 +363,9 @@ class JointSaliencyd(Transform):
         warped = _plain(d["warped_image"])[None]
         with torch.no_grad():
             seen = self.block(_plain(d["fixed_image"])[None].to(warped), warped)
-        d["joint_saliency"] = _on_grid(seen.joint_saliency[0], d["fixed_image"])
-        d["trust"] = _on_grid(seen.trust[0], d["fixed_image"])
+        inside = _plain(d["inside"]).to(warped) if "inside" in d else 1.0
+        d["joint_saliency"] = _on_grid(seen.joint_saliency[0] * inside, d["fixed_image"])
+        d["trust"] = _on_grid(seen.trust[0] * inside, d["fixed_image"])
         return d
 
 
@@ -337,8 +392,8 @@ class ItkFieldd(Transform):
 class CarryLandmarksd(Transform):
     """Push the fixed landmarks through the field and add the world coordinates of all three sets.
 
-    ``carried_landmarks`` is (N, D), voxels; ``fixed_world``, ``moving_world`` and ``carried_world`` are (N, D), RAS,
-    mm. Rows of NaN, which pad a batch, are dropped.
+    ``carried_landmarks`` is (N, D), voxels; ``fixed_world``, ``moving_world``, ``carried_world`` and, with ``theta``,
+    ``affine_world`` (carried by that alone) are (N, D), RAS, mm. Rows of NaN, which pad a batch, are dropped.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -352,14 +407,17 @@ class CarryLandmarksd(Transform):
         d["carried_landmarks"] = carried
         for name, points in (("fixed_world", fixed), ("moving_world", moving), ("carried_world", carried)):
             d[name] = voxel_to_world(points, affine)
+        if "theta" in d:
+            d["affine_world"] = voxel_to_world(d["fixed_world"], d["theta"])
         return d
 
 
 class MeasurePaird(Transform):
     """Add ``measures``, a dictionary of :data:`monai_jsm.metrics.UNITS`, the per-landmark errors, and ``case_error``.
 
-    ``landmark_errors`` is (N, 4): before and after in mm, before and after in voxels. ``case_error`` is what
-    :class:`~monai_jsm.metrics.CaseErrorMetric` takes. Runs after :class:`CarryLandmarksd` and :class:`WarpPaird`.
+    ``landmark_errors`` holds for each of :func:`~monai_jsm.metrics.landmark_measures`' names the errors, (N,).
+    ``case_error`` is what :class:`~monai_jsm.metrics.CaseErrorMetric` takes. Runs after :class:`CarryLandmarksd` and
+    :class:`WarpPaird`.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -368,30 +426,70 @@ class MeasurePaird(Transform):
         fixed_image = d["fixed_image"]
         spacing = _spacing(fixed_image)
         measures: dict[str, float] = {}
-        world = [
-            target_registration_error(d[k], d["moving_world"], (1.0,) * len(spacing))
-            for k in ("fixed_world", "carried_world")
-        ]
-        voxel = [
-            torch.linalg.vector_norm(
-                world_to_voxel(d[k], fixed_image.affine) - world_to_voxel(d["moving_world"], fixed_image.affine), dim=-1
-            )
-            for k in ("fixed_world", "carried_world")
-        ]
-        d["landmark_errors"] = torch.stack([*world, *voxel], 1)
-        if len(d["landmark_errors"]):
-            measures.update(landmark_measures(*world, *voxel))
+        when = {"before": "fixed_world", "affine": "affine_world", "after": "carried_world"}
+        errors = {}
+        for unit, turned in (("mm", lambda points: points), ("voxel", lambda p: world_to_voxel(p, fixed_image.affine))):
+            for name, key in when.items():
+                if key in d:
+                    errors[f"{name}_{unit}"] = target_registration_error(
+                        turned(d[key]), turned(d["moving_world"]), (1.0,) * len(spacing)
+                    )
+        d["landmark_errors"] = errors
+        if len(d["fixed_world"]):
+            measures.update(landmark_measures(errors))
         if "warped_label" in d and "fixed_label" in d:
             label = _plain(d["fixed_label"])
-            for key, when in (("moving_label", "before"), ("warped_label", "after")):
-                measures.update(label_measures(label, _plain(d[key]), spacing, when))
-        d["measures"] = measures | field_measures(_plain(d["pred"]))
+            for key, name in (("moving_label", "before"), ("affine_label", "affine"), ("warped_label", "after")):
+                if key in d:
+                    measures.update(label_measures(label, _plain(d[key]), spacing, name))
+        jacobian = _plain(d["jacobian"]) if "jacobian" in d else jacobian_determinant(_plain(d["pred"])[None].double())
+        d["measures"] = measures | field_measures(jacobian) | d.get("inverse_measures", {})
         both = torch.stack([_plain(d[key]).flatten().double() for key in ("fixed_image", "warped_image")])
         unexplained = 1 - torch.corrcoef(both)[0, 1].item() ** 2
         found = [measures.get(name) for name in ("tre_mean_after", "contour_distance_after")]
         kinds = [float("nan") if e is None else e if math.isfinite(e) else float("inf") for e in (*found, unexplained)]
         d["case_error"] = torch.tensor(kinds, dtype=torch.float64)
         return d
+
+
+def pair_record(pair: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """What is told of one measured pair: its id, the files it came from, measures with units, landmarks.
+
+    Args:
+        pair: with ``id`` and what :class:`MeasurePaird` added.
+
+    Returns:
+        ``id``; ``inputs``, role to path; ``measures``, name to ``value`` and ``unit``; ``warnings``; ``landmarks``, a
+        row each: ``label``, positions in the world (RAS, mm) and errors.
+    """
+    inputs = {str(key).removesuffix("_path"): path for key, path in pair.items() if str(key).endswith("_path")}
+    measures = {name: {"value": value, "unit": UNITS[name]} for name, value in pair["measures"].items()}
+    rows = len(pair["fixed_world"])
+    columns = {"label": pair["landmark_labels"].split("\n") if rows else []}
+    columns |= {side: pair[f"{side}_world"].tolist() for side in ("fixed", "moving", "carried")}
+    columns |= {name: values.tolist() for name, values in pair["landmark_errors"].items()}
+    landmarks = [{name: column[row] for name, column in columns.items()} for row in range(rows)]
+    warnings = [line for line in pair.get("warnings", "").split("\n") if line]
+    record = {"id": pair["id"], "inputs": inputs, "measures": measures, "warnings": warnings, "landmarks": landmarks}
+    series = {f"{side}_image": pair[f"{side}_series"] for side in ("fixed", "moving") if f"{side}_series" in pair}
+    if series:
+        record["series"] = series
+    if "theta" in pair:
+        kind = pair["theta_kind"]
+        record["theta"] = {"value": pair["theta"].tolist(), "unit": "mm, homogeneous coordinates", "kind": kind}
+    return record
+
+
+def pair_images(pair: Mapping[Hashable, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What is written of one registered pair: ``warped``, ``joint_saliency``, ``trust`` and ``jacobian``, each (*S).
+
+    Also ``field`` (D, *S) and ``inverse_field`` (D, *M), mm, LPS. Each with its voxel-to-world matrix (RAS, mm).
+    """
+    maps = {name: pair[name][0] for name in ("warped", "joint_saliency", "trust", "jacobian")}
+    fields = {name: pair[name] for name in ("field", "inverse_field")}
+    return {
+        name: (_plain(image).cpu().numpy(), pair[name].affine.cpu().numpy()) for name, image in (maps | fields).items()
+    }
 
 
 def _spacing(image: MetaTensor) -> tuple[float, ...]:
@@ -405,4 +503,4 @@ def _plain(image: Tensor) -> Tensor:
 
 def _on_grid(values: Tensor, image: MetaTensor) -> MetaTensor:
     """Values on the grid of an image, with its affine and the name of its file."""
-    return MetaTensor(values, affine=image.affine, meta=dict(image.meta))
+    return MetaTensor(values, meta=dict(image.meta))

@@ -20,7 +20,7 @@ import torch
 from monai import bundle as monai_bundle
 from monai.bundle import ConfigParser, create_workflow
 
-from monai_jsm.data import write_phantom
+from monai_jsm.data import load_cases, write_phantom
 from monai_jsm.geometry import itk_displacement
 from monai_jsm.networks import GlobalToLocalNet, load_weights
 
@@ -112,8 +112,10 @@ def test_it_runs_inside_the_bundle_and_from_anywhere(trained, phantom, tmp_path)
     """In ``bundle/``, and by ``--bundle_root`` from elsewhere, with the released weights: the same field."""
     here, there = tmp_path / "here", tmp_path / "there"
     shared = ["--dataset_dir", str(phantom), "--output_dir"]
-    run(command("run", "--config_file", "configs/inference.json", *shared, str(here)), cwd=BUNDLE)
-    run(command("run", "--config_file", INFERENCE, "--bundle_root", str(BUNDLE), *shared, str(there)), cwd=tmp_path)
+    alone = ["--affine", "none", "--refine", "false"]
+    run(command("run", "--config_file", "configs/inference.json", *alone, *shared, str(here)), cwd=BUNDLE)
+    arguments = ["--config_file", INFERENCE, "--bundle_root", str(BUNDLE), *alone, *shared, str(there)]
+    run(command("run", *arguments), cwd=tmp_path)
     settings = [*QUICK, "--max_epochs", "1", "--val_interval", "1", *shared, str(tmp_path / "trained")]
     run(command("run training", "--config_file", "configs/train.json", *settings), cwd=BUNDLE)
     assert (tmp_path / "trained" / "model.pt").is_file()
@@ -366,7 +368,9 @@ def test_the_published_network_trains_with_the_published_loss(phantom, tmp_path)
 
 
 def test_evaluator_inference_and_a_plain_call_give_the_same_field(phantom, tmp_path):
-    settings = {"dataset_dir": str(phantom), "ckpt_path": str(BUNDLE / "models" / "model.pt")}
+    """Inference with neither affine pre-alignment nor refinement is the network alone."""
+    shared = {"dataset_dir": str(phantom), "ckpt_path": str(BUNDLE / "models" / "model.pt")}
+    settings = {"evaluating": shared, "inference": {**shared, "affine": "none", "refine": False}}
     fields: dict[str, list[torch.Tensor]] = {"evaluating": [], "inference": []}
     from ignite.engine import Events
 
@@ -375,7 +379,7 @@ def test_evaluator_inference_and_a_plain_call_give_the_same_field(phantom, tmp_p
         ("inference", INFERENCE, "evaluator"),
     ):
         workflow = in_process(
-            config, "infer" if name == "inference" else "train", output_dir=str(tmp_path / name), **settings
+            config, "infer" if name == "inference" else "train", output_dir=str(tmp_path / name), **settings[name]
         )
         workflow.initialize()
         evaluator = workflow.parser.get_parsed_content(path)
@@ -391,7 +395,7 @@ def test_evaluator_inference_and_a_plain_call_give_the_same_field(phantom, tmp_p
         with torch.no_grad():
             plain = network(image)[0]
         for name in fields:
-            torch.testing.assert_close(torch.as_tensor(fields[name][index]), plain, rtol=0, atol=1e-5)
+            torch.testing.assert_close(torch.as_tensor(fields[name][index]).float(), plain, rtol=0, atol=1e-5)
         written = nib.load(tmp_path / "inference" / pair["id"] / "field.nii.gz")
         vectors = torch.as_tensor(written.get_fdata()[:, :, 0, 0]).movedim(-1, 0)
         expected = itk_displacement(plain[None], pair["fixed_image"].affine)[0]
@@ -531,8 +535,19 @@ def test_what_inference_shares_with_training_is_equal():
         "network_def",
     ):
         assert inference[name] == train[name], name
-    loading = [step for step in inference["preprocessing"]["transforms"] if step["_target_"] != "CopyItemsd"]
-    assert loading[:-1] == train["train"]["load"]
+
+
+def test_inference_without_prealignment_prepares_pairs_as_training_does(phantom):
+    load = in_process(TRAIN, "train", dataset_dir=str(phantom)).parser.get_parsed_content("validate::preprocessing")
+    prepare = in_process(INFERENCE, "infer", dataset_dir=str(phantom), affine="none").parser.get_parsed_content(
+        "preprocessing"
+    )
+    case = load_cases(phantom, "testing", 2)[0]
+    trained_on, inferred_from = load(case), prepare(case)
+    for key in ("fixed_image", "moving_image", "fixed_landmarks", "moving_landmarks"):
+        torch.testing.assert_close(
+            torch.as_tensor(inferred_from[key]), torch.as_tensor(trained_on[key]), rtol=0, atol=0
+        )
 
 
 DOCUMENTED = ("README.md", "bundle/docs/README.md", "docs/results.md", "docs/method.md", "CONTRIBUTING.md", "Makefile")
@@ -564,23 +579,34 @@ def test_every_override_in_the_documentation_names_an_entry():
                     assert re.split("::|#", option)[0] in known | {"train", "validate"}, f"{document}: --{option}"
 
 
-def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """What pip installs, unpacked: nothing of the clone is beside it."""
     import zipfile
 
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(tmp_path),
-        ".",
-    ]
-    run(build, cwd=PROJECT)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("py.typed", "data/datalist_schema.json", "report/page.html", "networks.py", "apps/command_line.py"):
-        assert f"monai_jsm/{wanted}" in names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"monai_jsm"}
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    run([sys.executable, "-m", "pip", "wheel", *options, "."], cwd=PROJECT)
+    (built,) = folder.glob("*.whl")
+    zipfile.ZipFile(built).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel):
+    for wanted in ("py.typed", "data/datalist_schema.json", "report/page.html", "bundle/configs/inference.json"):
+        assert (wheel / "monai_jsm" / wanted).is_file()
+    assert {path.name.split("-")[0] for path in wheel.iterdir()} == {"monai_jsm"}
+    modules = {path.relative_to(PROJECT) for path in (PROJECT / "monai_jsm").rglob("*.py")}
+    assert modules == {path.relative_to(wheel) for path in wheel.rglob("*.py")}
+    released = (BUNDLE / "models" / "model.pt").read_bytes()
+    assert (wheel / "monai_jsm" / "bundle" / "models" / "model.pt").read_bytes() == released
+
+
+def test_the_installed_wheel_registers_with_its_own_weights(wheel, phantom, tmp_path):
+    case = load_cases(phantom, "testing", 2)[0]
+    words = ["--fixed", case["fixed_image"], "--moving", case["moving_image"], "--affine", "none", "--no-refine"]
+    command_line = [sys.executable, "-m", "monai_jsm", "register", *words, "--output", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    subprocess.run(command_line, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    told = json.loads((tmp_path / "out" / "metrics.json").read_text())["weights"]
+    assert told["path"] == str(wheel / "monai_jsm" / "bundle" / "models" / "model.pt")

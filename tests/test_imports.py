@@ -11,9 +11,9 @@ FLOORS = [
     ("geometry",),
     ("saliency", "data"),
     ("losses", "metrics", "networks", "transforms"),
-    ("refinement", "engines", "handlers"),
+    ("prealignment", "refinement", "engines", "handlers", "report"),
     ("registration", "baselines"),
-    ("benchmark", "report"),
+    ("benchmark",),
     ("apps",),
 ]
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monai_jsm.geometry import jacobian_determinant
 from monai_jsm.metrics import (
     UNITS,
     CaseErrorMetric,
@@ -55,7 +56,7 @@ def test_a_diverged_prediction_is_an_infinite_error_and_not_padding(statistic):
 
 
 def test_a_field_that_is_not_a_number_is_folded():
-    assert field_measures(torch.full((2, 6, 7), float("nan")))["folding"] == 100
+    assert field_measures(torch.full((1, 6, 7), float("nan")))["folding"] == 100
 
 
 def test_a_metric_that_saw_nothing_says_so():
@@ -70,7 +71,9 @@ def test_the_metric_needs_the_reference():
 
 def test_summary_of_known_errors():
     before, after = torch.tensor([4.0, 4.0, 4.0, 4.0]), torch.tensor([1.0, 2.0, 3.0, 5.0])
-    measures = landmark_measures(before, after, before / 2, after / 2)
+    errors = {"before_mm": before, "after_mm": after, "before_voxel": before / 2, "after_voxel": after / 2}
+    measures = landmark_measures({**errors, "affine_mm": before - 1})
+    assert measures["tre_mean_affine"] == pytest.approx(3.0)
     assert measures["tre_mean_after"] == pytest.approx(2.75)
     assert measures["tre_median_after"] == pytest.approx(2.5)
     assert measures["tre_max_after_voxel"] == pytest.approx(2.5)
@@ -81,12 +84,13 @@ def test_summary_of_known_errors():
 def test_a_linear_field_has_one_jacobian_and_a_folded_one_is_counted():
     rows = torch.arange(12.0)[:, None].expand(12, 10)
     grown = torch.stack([0.1 * rows, torch.zeros(12, 10)])
-    measures = field_measures(grown)
+    measures = field_measures(jacobian_determinant(grown[None]))
     assert measures["folding"] == 0
     assert measures["jacobian_min"] == pytest.approx(1.1, abs=1e-6)
     assert measures["log_jacobian_sd"] == pytest.approx(0, abs=1e-6)
     half = torch.where(rows < 6, 0.0, -2.0 * (rows - 5.5))
-    assert field_measures(torch.stack([half, torch.zeros(12, 10)]))["folding"] == pytest.approx(100 * 6 / 12, abs=10)
+    folded = jacobian_determinant(torch.stack([half, torch.zeros(12, 10)])[None])
+    assert field_measures(folded)["folding"] == pytest.approx(100 * 6 / 12, abs=10)
 
 
 def square(shape: tuple[int, ...], corner: int) -> torch.Tensor:

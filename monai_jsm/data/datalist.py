@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -15,11 +17,20 @@ import jsonschema
 from jsonschema.exceptions import ValidationError, best_match
 
 from monai_jsm.data.errors import InputError
-from monai_jsm.data.images import Grid, check_image, check_label, check_mask
+from monai_jsm.data.images import Grid, check_image, check_label, check_mask, check_voxels
 from monai_jsm.data.landmarks import Landmarks, check_inside, match_landmarks, read_landmarks
 from monai_jsm.data.progress import with_progress
 
-__all__ = ["DATALIST_NAME", "SECTIONS", "check_cases", "datalist_spatial_dims", "load_cases", "load_datalist"]
+__all__ = [
+    "DATALIST_NAME",
+    "SECTIONS",
+    "check_case",
+    "check_cases",
+    "datalist_spatial_dims",
+    "load_cases",
+    "load_datalist",
+    "load_pairs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +38,10 @@ DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "testing")
 
 _SIDES = ("fixed", "moving")
+_NO_PATHS = ("id", "fixed_series", "moving_series")
+_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # as in the datalist's schema
+_COLUMNS = {"fixed": "fixed_image", "moving": "moving_image"}  # of a table of pairs; the others have the case's names
+_FILES = tuple(f"{side}_{kind}" for kind in ("image", "label", "mask", "landmarks") for side in _SIDES)
 
 
 def load_datalist(folder: str | Path, section: str, allow_outside: bool = False) -> list[dict[str, str]]:
@@ -60,7 +75,7 @@ def load_datalist(folder: str | Path, section: str, allow_outside: bool = False)
     root = Path(folder).absolute()
     return [
         {
-            key: value if key == "id" else _locate(root, case["id"], key, value, allow_outside)
+            key: value if key in _NO_PATHS else _locate(root, case["id"], key, value, allow_outside)
             for key, value in case.items()
         }
         | {"landmark_space": datalist.get("landmark_space", "")}
@@ -94,7 +109,10 @@ def load_cases(
     cases = load_datalist(folder, section, allow_outside)
     check_cases(cases, spatial_dims)
     if any(f"{side}_mask" in case for case in cases for side in _SIDES):
-        logger.warning("%s: masks are checked and carried along but weigh nothing yet.", Path(folder) / DATALIST_NAME)
+        logger.warning(
+            "%s: masks steer pre-alignment and refinement only, not the training of a network.",
+            Path(folder) / DATALIST_NAME,
+        )
     return cases
 
 
@@ -121,17 +139,110 @@ def check_cases(cases: Sequence[Mapping[str, str]], spatial_dims: int) -> None:
             :func:`~.images.check_label`, :func:`~.landmarks.read_landmarks`, :func:`~.landmarks.match_landmarks` and
             :func:`~.landmarks.check_inside` for what is refused.
     """
-    grids: dict[str, Grid] = {}
+    grids: dict[tuple[str, str], Grid] = {}
     for case in with_progress(cases, "checking images"):
-        for side in _SIDES:
-            path = case[f"{side}_image"]
-            grid = grids[path] if path in grids else check_image(path, spatial_dims)
-            grids[path] = grid
-            if f"{side}_label" in case:
-                check_label(case[f"{side}_label"], spatial_dims, grid)
-            if f"{side}_mask" in case:
-                check_mask(case[f"{side}_mask"], spatial_dims, grid)
-        _check_landmarks(case, [grids[case[f"{side}_image"]] for side in _SIDES], spatial_dims)
+        _check(case, spatial_dims, grids)
+
+
+def check_case(case: Mapping[str, Any], spatial_dims: int | None = None) -> int:
+    """Read every file of one case in full and refuse the first that cannot be used.
+
+    Args:
+        case: as :func:`load_datalist` returns it; images, labels and masks may be in memory, MetaTensor (1, *S).
+        spatial_dims: D; by default what the fixed image has.
+
+    Returns:
+        D.
+
+    Raises:
+        InputError: as :func:`check_cases`.
+    """
+    return _check(case, spatial_dims, {})
+
+
+def _check(case: Mapping[str, Any], spatial_dims: int | None, known: dict[tuple[str, str], Grid]) -> int:
+    grids = []
+    for side in _SIDES:
+        image, series = case[f"{side}_image"], case.get(f"{side}_series", "")
+        if isinstance(image, str):
+            grid = known.get((image, series)) or check_image(image, spatial_dims, series)
+            known[image, series] = grid
+        else:
+            kept = [*range(image.dim() - 1), -1]
+            grid = check_voxels(f"the {side} image", image[0].numpy(), image.affine.numpy()[kept][:, kept])
+        spatial_dims = spatial_dims or len(grid.shape)
+        if len(grid.shape) != spatial_dims:
+            raise InputError(
+                f"{image if isinstance(image, str) else f'the {side} image'}: is {len(grid.shape)}D where "
+                f"{spatial_dims}D images are registered; give two images of the same number of axes."
+            )
+        for kind, check in (("label", check_label), ("mask", check_mask)):
+            given = case.get(f"{side}_{kind}")
+            if isinstance(given, str):
+                check(given, spatial_dims, grid)
+            elif given is not None and tuple(given.shape[1:]) != grid.shape:
+                raise InputError(
+                    f"the {side} {kind}: has the shape {tuple(given.shape[1:])} where its image has {grid.shape}; "
+                    "give one on the grid of its image."
+                )
+        grids.append(grid)
+    assert spatial_dims is not None
+    _check_landmarks(case, grids, spatial_dims)
+    return spatial_dims
+
+
+def load_pairs(table: str | Path) -> list[dict[str, str]]:
+    """The pairs of a CSV table, as cases of a datalist, with absolute paths.
+
+    Args:
+        table: a row a pair; columns ``id``, ``fixed``, ``moving`` and any of ``fixed_label``, ``moving_label``,
+            ``fixed_mask``, ``moving_mask``, ``fixed_landmarks``, ``moving_landmarks``, ``landmark_space``,
+            ``fixed_series``, ``moving_series``, which may be empty. Paths are relative to the folder of the table. Only
+            the table is read here; a file that is absent is the fault of its pair alone.
+
+    Returns:
+        One dictionary a pair, see :func:`load_datalist`.
+
+    Raises:
+        InputError: if the table is absent, is not CSV, lacks or has other columns, or an id is missing, repeated or
+            unfit to name a folder.
+    """
+    table = Path(table)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = [{key: value for key, value in row.items() if value} for row in reader]
+            columns = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read as a CSV table in UTF-8; name a table of pairs.") from error
+    optional = {*_FILES, *_NO_PATHS, "landmark_space"} - {"id", *_COLUMNS.values()}
+    strange = [name for name in columns if name not in {"id", *_COLUMNS, *optional}]
+    missing = [name for name in ("id", *_COLUMNS) if name not in columns]
+    if missing or strange:
+        fault = f"lacks the columns {','.join(missing)}" if missing else f"has the unknown columns {','.join(strange)}"
+        known = ",".join(sorted(optional))
+        raise InputError(f"{table}: {fault}; name id,fixed,moving and any of {known} in its first line.")
+    if not rows:
+        raise InputError(f"{table}: lists no pairs; give a row a pair.")
+    cases, seen = [], set()
+    for number, row in enumerate(rows, start=1):
+        empty = [name for name in ("id", *_COLUMNS) if name not in row]
+        if empty or None in row:
+            fault = f"has nothing in the columns {', '.join(empty)}" if empty else "has more fields than the first line"
+            raise InputError(f"{table}: row {number} {fault}; correct it.")
+        if not re.fullmatch(_ID, row["id"]) or row["id"] in seen:
+            fault = "stands twice" if row["id"] in seen else "cannot name a folder"
+            raise InputError(
+                f"{table}: the id {row['id']!r} {fault}; give each pair its own of letters, digits, '.', '_' and '-'."
+            )
+        seen.add(row["id"])
+        named = {_COLUMNS.get(key, key): value for key, value in row.items()}
+        root = table.absolute().parent
+        cases.append(
+            {key: str(root / value) if key in _FILES else value for key, value in named.items()}
+            | {"landmark_space": row.get("landmark_space", "")}
+        )
+    return cases
 
 
 def _check_landmarks(case: Mapping[str, str], grids: Sequence[Grid], spatial_dims: int) -> None:

@@ -84,9 +84,7 @@ def find_series(path: str | os.PathLike[str], uid: str = "") -> Series:
             against each other or lean (more than 0.1 degree) against the slice normal.
     """
     path = Path(path)
-    found: dict[str, dict[Path, Any]] = {}
-    for file, header in _headers(path):
-        found.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
+    found = _by_series(path)
     if not found:
         raise InputError(f"{path}: holds no DICOM image; name the folder in which the slices lie.")
     if uid and uid not in found:
@@ -102,6 +100,19 @@ def find_series(path: str | os.PathLike[str], uid: str = "") -> Series:
         tuple(files[index] for index in order) if len(files) > 1 else (files[0],),
         _one_line(headers[files[0]].get("SeriesDescription")),
     )
+
+
+def series_uids(path: str | os.PathLike[str]) -> list[str]:
+    """SeriesInstanceUIDs of the images of a folder or file, sound or not."""
+    return list(_by_series(Path(path)))
+
+
+def _by_series(path: Path) -> dict[str, dict[Path, Any]]:
+    """Files and their headers by series."""
+    found: dict[str, dict[Path, Any]] = {}
+    for file, header in _headers(path):
+        found.setdefault(str(header.get("SeriesInstanceUID") or ""), {})[file] = header
+    return found
 
 
 def read_series(series: Series) -> tuple[np.ndarray, np.ndarray]:

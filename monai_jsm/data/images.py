@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import logging
 import math
 import os
 import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.imageglobals import logger as nibabel_logger
 
 from monai_jsm.data.errors import InputError
 
@@ -46,6 +49,8 @@ _PICTURES = {
     ".tif": "TIFFImageIO",
     ".tiff": "TIFFImageIO",
 }
+PICTURE_SUFFIXES = tuple(_PICTURES)
+
 _META, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
 # Each suffix has one reader, so that a file does not reach another one by its content.
 _ITK_FORMATS = _PICTURES | dict.fromkeys(_META, "MetaImageIO") | dict.fromkeys(_NRRD, "NrrdImageIO")
@@ -120,7 +125,7 @@ def read_placed(
     from monai_jsm.data import dicom
 
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists it also takes a name that no file can have
         raise InputError(f"{path}: there is no such file; correct the path.")
     try:
         if path.is_dir():
@@ -135,6 +140,8 @@ def read_placed(
             raise InputError(f"{path}: is of a format that is not read; convert it to .nii.gz or .mha.")
     except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path}: is larger than the memory that is free; crop it or resample it.") from error
     except Exception as error:  # each reader has its own exceptions for damaged files
         remedy = "save it again as grey or RGB" if path.suffix.lower() in _PICTURES else "write the file again"
         raise InputError(f"{path}: cannot be read as an image ({reason(error)}); {remedy}.") from error
@@ -246,26 +253,40 @@ def _check_frame(name: str, array: np.ndarray, affine: np.ndarray, spatial_dims:
     """Refuse what is no scalar image of D axes with a sound affine, (D+1, D+1) or (4, 4)."""
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name}: holds colour or complex values; convert it to one number a voxel.")
+    if not array.size:
+        raise InputError(f"{name}: holds no voxels; write the file again.")
     if array.ndim not in ((2, 3) if spatial_dims is None else (spatial_dims,)):
         raise InputError(
             f"{name}: has the shape {_times(array.shape)} where one scalar image of "
             f"{'2 or 3' if spatial_dims is None else spatial_dims} axes must stand; "
-            "keep one channel or time point, or correct spatial_dims."
+            + ("give images of as many axes." if array.ndim in (2, 3) else "keep one channel or time point.")
         )
     _check_affine(name, affine, array.ndim)
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = nib.load(path, mmap=False)  # the file may be written over while its voxels are in use
+    with _silent(nibabel_logger):  # it tells what it mends in a header; what matters is refused below
+        image = nib.load(path, mmap=False)  # the file may be written over while its voxels are in use
     assert isinstance(image, nib.Nifti1Image)
     voxels = math.prod(image.shape)
     _check_size(path, voxels)
+    announced = int(image.header.get_data_offset()) + voxels * image.get_data_dtype().itemsize
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as stream:
-            announced = int(image.header.get_data_offset()) + voxels * image.get_data_dtype().itemsize
             _unpack(path, iter(lambda: stream.read(2**20), b""), announced)
+    elif path.stat().st_size < announced:
+        raise InputError(f"{path}: holds less data than its header announces; write the file again.")
     _check_header(path, image)
     return np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _check_size(path: Path, voxels: int) -> None:
@@ -390,6 +411,8 @@ def _text_header(path: Path) -> tuple[dict[str, str], Path, int]:
             if key == "elementdatafile" or line == "":
                 break
         offset = stream.tell()
+    if path.suffix.lower() in _META and not {"ndims", "dimsize", "elementtype", "elementdatafile"} <= header.keys():
+        raise InputError(f"{path}: cannot be read as an image (it has no MetaImage header); write the file again.")
     name = header.get("elementdatafile") or header.get("datafile") or "LOCAL"
     if name.upper() == "LOCAL":
         return header, path, offset

@@ -9,11 +9,13 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,27 +24,51 @@ import nibabel as nib
 import numpy as np
 
 from monai_jsm.data.errors import InputError
-from monai_jsm.data.fields import file_affine, write_field
+from monai_jsm.data.fields import file_affine, place_itk, write_field
 
-__all__ = ["file_hash", "provenance", "write_evaluation", "write_registration"]
+__all__ = [
+    "EXPORTS",
+    "check_replaceable",
+    "clear_leftovers",
+    "file_hash",
+    "is_finished",
+    "provenance",
+    "told_of",
+    "write_evaluation",
+    "write_image",
+    "write_pairs_table",
+    "write_registration",
+]
 
-_MAPS = ("warped", "joint_saliency", "trust", "jacobian")
+EXPORTS = {
+    "mha": "field.mha",
+    "nrrd": "field.nrrd",
+    "h5": "transform.h5",
+    "fsl": "field_fsl.nii.gz",
+    "learn2reg": "disp_learn2reg.nii.gz",
+    "dicom": "registration.dcm",
+}
+"""Further formats that a field is written in, and the file of a result that holds each."""
+
 _RESULT_FILES = {
-    *(f"{name}.nii.gz" for name in (*_MAPS, "field")),
-    *("metrics.json", "landmarks.csv", "report.html", "figures"),
+    *(f"{name}.nii.gz" for name in ("warped", "joint_saliency", "trust", "jacobian", "field", "inverse_field")),
+    *("metrics.json", "landmarks.csv", "report.html", "figures", "dicom", "fixed_image.nii", "moving_image.nii"),
+    *EXPORTS.values(),
 }
 _SIDES = ("fixed", "moving", "carried")
-_ERRORS = ("before_mm", "after_mm", "before_voxel", "after_voxel")
+_ERRORS = tuple(f"{when}_{unit}" for unit in ("mm", "voxel") for when in ("before", "affine", "after"))
 _FRAMES = {
     "world": "RAS, mm",
     "voxel": "array-axis order, the first voxel's centre at 0, grid of the fixed image",
     "field": "ITK displacement, mm, LPS, fixed grid: warped(p) = moving(p + field(p))",
+    "inverse_field": "ITK displacement, mm, LPS, moving grid, back from moving to fixed",
+    "theta": "linear part on world coordinates, RAS, mm, fixed to moving; field contains it",
 }
 
 
 def provenance() -> dict[str, Any]:
     """What made a result: versions of the packages, the interpreter, the command, and the frames of its numbers."""
-    packages = ("monai", "torch", "numpy", "nibabel")
+    packages = ("monai", "torch", "numpy", "nibabel", "SimpleITK", "pydicom")
     versions = {"monai_jsm": _own_version(), **{name: metadata.version(name) for name in packages}}
     return {
         "versions": {**versions, "python": platform.python_version()},
@@ -57,69 +83,185 @@ def _own_version() -> str:
     return __version__
 
 
+def told_of(seed: int | None, weights: str | Path | None) -> dict[str, Any]:
+    """Entries of ``metrics.json`` on how a result was made: the seed, and the file of the weights with its hash."""
+    told: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if weights is not None:
+        told["weights"] = {"path": str(weights), "sha256": file_hash(weights)}
+    return told
+
+
 def write_registration(
     folder: str | Path,
     case: Mapping[str, Any],
-    images: Mapping[str, np.ndarray],
-    affine: np.ndarray,
+    images: Mapping[str, tuple[np.ndarray, np.ndarray]],
     made_by: Mapping[str, Any],
+    also: Sequence[Callable[[Path], object]] = (),
 ) -> None:
     """Write one registered pair; the folder is complete or absent, and one that was there is replaced.
 
     Args:
         folder: to be made.
-        case: ``id``, ``inputs`` (role to path), ``measures`` (name to ``value`` and ``unit``), ``landmarks`` (see
-            :func:`write_evaluation`).
-        images: ``warped``, ``joint_saliency``, ``trust``, ``jacobian``, each (*S), and ``field``, (D, *S), mm, LPS.
-        affine: voxel-to-world matrix (RAS, mm) of the fixed grid.
-        made_by: further entries of ``metrics.json``: seed, weights and their hash.
+        case: ``id``, ``inputs`` (role to path, or to ``path`` and ``sha256``), ``measures`` (name to ``value`` and
+            ``unit``), ``warnings``, ``landmarks`` (see :func:`write_evaluation`).
+        images: name to array and voxel-to-world matrix (RAS, mm): maps (*S), and fields (D, *S), mm, LPS, whose names
+            end in ``field``.
+        made_by: further entries of ``metrics.json``; those of the case prevail.
+        also: called with the folder while it is being built, to write more files into it.
 
     Raises:
         InputError: if the folder is there and holds more than an older result of the same case, or one of the inputs.
     """
     folder = Path(folder)
-    _check_replaceable(folder, case["id"])
-    _check_inputs_outside(folder, case["inputs"].values())
+    inputs = {
+        role: entry if isinstance(entry, Mapping) else {"path": str(entry), "sha256": file_hash(entry)}
+        for role, entry in case["inputs"].items()
+    }
+    files = {role: entry["path"] for role, entry in inputs.items() if os.path.isabs(entry["path"])}
+    check_replaceable(folder, {"id": case["id"], **files})
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name in _MAPS:
-            values = np.asarray(images[name], dtype=np.float32)
-            nib.save(nib.Nifti1Image(values, file_affine(affine, values.ndim)), building / f"{name}.nii.gz")
-        write_field(building / "field.nii.gz", images["field"], affine)
-        inputs = {role: {"path": str(path), "sha256": file_hash(path)} for role, path in case["inputs"].items()}
-        record = {"id": case["id"], "inputs": inputs, "measures": case["measures"], **made_by, **provenance()}
-        (building / "metrics.json").write_text(_json(record))
+        for name, (array, affine) in images.items():
+            if name.endswith("field"):
+                write_field(building / f"{name}.nii.gz", array, affine)
+            else:
+                values = np.asarray(array, dtype=np.float32)
+                nib.save(nib.Nifti1Image(values, file_affine(affine, values.ndim)), building / f"{name}.nii.gz")
+        told = {key: case[key] for key in ("id", "measures", "warnings", "series", "theta") if key in case}
+        (building / "metrics.json").write_text(_json({**made_by, **told, "inputs": inputs, **provenance()}))
         if case["landmarks"]:
             (building / "landmarks.csv").write_text(_landmark_table([case]))
+        for write in also:
+            write(building)
         building.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(building, folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # another process may have put something there
+                parent.rmdir()
         raise
 
 
-def _check_replaceable(folder: Path, case_id: str) -> None:
+def is_finished(folder: str | Path, case: Mapping[str, Any], made_by: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the result of just this case: the same files, by their hashes, registered the same way.
+
+    Args:
+        folder: of the result.
+        case: ``id`` and the paths of its files, as in a datalist.
+        made_by: the entries of ``metrics.json`` that decide the result.
+    """
+    try:
+        record = json.loads((Path(folder) / "metrics.json").read_text())
+        if record["id"] != case["id"] or any(record.get(key) != value for key, value in made_by.items()):
+            return False
+        roles = [key for key in case if key.rsplit("_", 1)[-1] in ("image", "label", "mask", "landmarks")]
+        known = {role: entry["sha256"] for role, entry in record["inputs"].items()}
+        return set(known) == set(roles) and all(known[role] == file_hash(case[role]) for role in roles)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Remove what a process that was killed left of a result that it was building."""
+    folder = Path(folder)
+    if folder.parent.is_dir():
+        for path in folder.parent.iterdir():
+            if re.fullmatch(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}", path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def write_pairs_table(folder: str | Path, ids: Sequence[str], failed: Mapping[str, str]) -> None:
+    """Write ``pairs.csv``: a row a pair, ``done`` with its measures or ``failed`` with what is wrong.
+
+    Args:
+        folder: holds a folder for each pair that is done.
+        ids: of all pairs.
+        failed: what is wrong with each pair that failed, by its id.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {
+        name: json.loads((folder / name / "metrics.json").read_text())["measures"] for name in ids if name not in failed
+    }
+    names = list(dict.fromkeys(name for measures in records.values() for name in measures))
+    rows = [
+        [
+            name,
+            "failed" if name in failed else "done",
+            failed.get(name, ""),
+            *(records.get(name, {}).get(measure, {}).get("value", "") for measure in names),
+        ]
+        for name in ids
+    ]
+    _replace(folder / "pairs.csv", _table(["id", "state", "fault", *names], rows))
+
+
+def check_replaceable(folder: str | Path, case: Mapping[str, Any]) -> None:
+    """Refuse to write a result into a folder that is something else.
+
+    Args:
+        folder: of the result.
+        case: ``id`` and the paths of its files.
+
+    Raises:
+        InputError: if the folder is there and holds more than an older result of the same case, or one of its files.
+    """
+    folder = Path(folder)
+    above = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{folder}: cannot be made, for {above} takes no folder; give another folder for the output.")
+    for path in case.values():
+        if isinstance(path, str) and os.path.isabs(path) and folder.resolve() in Path(path).resolve().parents:
+            raise InputError(f"{folder}: holds {path}, which is to be registered; give another folder for the output.")
     if not folder.exists():
         return
     try:
-        of_case = json.loads((folder / "metrics.json").read_text())["id"] == case_id
+        of_case = json.loads((folder / "metrics.json").read_text())["id"] == case["id"]
         foreign = {path.name for path in folder.iterdir()} - _RESULT_FILES
     except (OSError, ValueError, KeyError, TypeError):
         of_case, foreign = False, set()
     if foreign or not of_case:
         raise InputError(
-            f"{folder}: is there already and is no result of the pair {case_id} alone, so it is left as it is; "
-            "give another --output_dir."
+            f"{folder}: is there already and is no result of this pair alone, so it is left as it is; "
+            "give another folder for the output."
         )
 
 
-def _check_inputs_outside(folder: Path, inputs: Iterable[str | Path]) -> None:
-    for path in inputs:
-        if folder.resolve() in Path(path).resolve().parents:
-            raise InputError(f"{folder}: holds {path}, which is to be registered; give another --output_dir.")
+def write_image(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a scalar image, whole or not at all.
+
+    Args:
+        path: ends in ``.nii``, ``.nii.gz``, ``.mha`` or ``.nrrd``.
+        array: (*S), in the type to write.
+        affine: voxel-to-world matrix (RAS, mm), (D+1, D+1) or (4, 4).
+
+    Raises:
+        InputError: if ``path`` ends otherwise, or its folder is not there.
+    """
+    path = Path(path)
+    suffix = next((end for end in (".nii.gz", ".nii", ".mha", ".nrrd") if path.name.lower().endswith(end)), None)
+    if suffix is None:
+        raise InputError(f"{path}: is of a format in which no images are written; end it in .nii.gz, .mha or .nrrd.")
+    if path.is_dir() or not path.parent.is_dir():
+        fault = "is a folder" if path.is_dir() else "is to lie in a folder that is not there"
+        raise InputError(f"{path}: {fault}; name a file in a folder that is there.")
+    building = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        if suffix.startswith(".nii"):
+            nib.save(nib.Nifti1Image(array, file_affine(affine, array.ndim)), building)
+        else:
+            import SimpleITK as sitk  # noqa: N813
+
+            written = place_itk(sitk.GetImageFromArray(np.ascontiguousarray(array.T)), affine)
+            sitk.WriteImage(written, os.fspath(building), useCompression=True)
+        os.replace(building, path)
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def write_evaluation(
@@ -130,8 +272,8 @@ def write_evaluation(
     Args:
         folder: made if it is absent.
         cases: each with ``id``, ``measures`` (name to ``value`` and ``unit``) and ``landmarks``: rows of ``label``,
-            ``fixed``, ``moving`` and ``carried`` (D world coordinates, RAS, mm), ``before_mm``, ``after_mm``,
-            ``before_voxel``, ``after_voxel``.
+            ``fixed``, ``moving`` and ``carried`` (D world coordinates, RAS, mm) and the errors that
+            :func:`monai_jsm.metrics.landmark_measures` takes.
         summary: of :func:`monai_jsm.metrics.summarise`.
         made_by: further entries of ``metrics.json``: seed, weights and their hash.
     """
@@ -152,14 +294,15 @@ def write_evaluation(
 
 
 def _landmark_table(cases: Sequence[Mapping[str, Any]]) -> str:
-    dims = next((len(row["fixed"]) for case in cases for row in case["landmarks"]), 0)
-    header = ["case", "label", *(f"{side}_{axis}" for side in _SIDES for axis in "xyz"[:dims]), *_ERRORS]
+    first = next(row for case in cases for row in case["landmarks"])
+    axes, errors = "xyz"[: len(first["fixed"])], [name for name in _ERRORS if name in first]
+    header = ["case", "label", *(f"{side}_{axis}" for side in _SIDES for axis in axes), *errors]
     rows = [
         [
             case["id"],
             row["label"],
             *(f"{value:.6f}" for side in _SIDES for value in row[side]),
-            *(f"{row[name]:.6f}" for name in _ERRORS),
+            *(f"{row[name]:.6f}" for name in errors),
         ]
         for case in cases
         for row in case["landmarks"]
@@ -195,5 +338,11 @@ def _finite(record: Any) -> Any:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """SHA-256, hexadecimal, of a file; of a folder, over the names and contents of the files directly in it."""
+    path = Path(path)
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.iterdir() if file.is_file()):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

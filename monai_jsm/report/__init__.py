@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from monai_jsm.report.page import measures_table, write_cohort_report, write_report
+from monai_jsm.report.page import measures_table, record_table, write_cohort_report, write_report
 
-__all__ = ["measures_table", "write_cohort_report", "write_report"]
+__all__ = ["measures_table", "record_table", "write_cohort_report", "write_report"]

@@ -444,7 +444,7 @@ def _grey_range(image: Array) -> Callable[[Array], Array]:
 
 
 def _grey_planes(pair: Pair, axes: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """One plane of fixed, of moving where its header places it (NaN outside its grid), and of warped; about 0 to 1."""
+    """One plane of fixed, of moving where its header places it, and of warped; about 0 to 1, NaN outside of moving."""
     voxels = np.stack(
         np.meshgrid(
             *(
@@ -459,11 +459,14 @@ def _grey_planes(pair: Pair, axes: tuple[int, int]) -> tuple[Array, Array, Array
         6
     )  # an edge stays inside
     moving = ndimage.map_coordinates(pair.moving, np.moveaxis(inside_moving, -1, 0), order=1, cval=np.nan)
+    carried = apply_affine(pair.affine, voxels) + pair.field[tuple(np.moveaxis(voxels, -1, 0))]
+    carried = apply_affine(np.linalg.inv(pair.moving_affine), carried)
+    inside = np.all((carried >= -0.5) & (carried <= np.array(pair.moving.shape) - 0.5), axis=-1)
     moving_range = _grey_range(pair.moving)
     return (
         _grey_range(pair.fixed)(_cut(pair.fixed, axes, pair.centre)),
         moving_range(moving),
-        moving_range(_cut(pair.warped, axes, pair.centre)),
+        np.where(inside, moving_range(_cut(pair.warped, axes, pair.centre)), np.nan),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 import json
 import math
 import os
@@ -19,10 +18,11 @@ import jinja2
 import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
-from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
 from monai_jsm.data.errors import InputError
+from monai_jsm.data.images import read_image
+from monai_jsm.data.results import file_hash
 from monai_jsm.report import figures
 from monai_jsm.report.figures import Array, Landmarks, Pair
 
@@ -38,11 +38,16 @@ WORDS = {
     "folding": "Folded voxels (Jacobian determinant of 0 or less)",
     "log_jacobian_sd": "Standard deviation of the logarithm of the Jacobian determinant",
     "jacobian_min": "Smallest Jacobian determinant",
+    "inverse_consistency_mean": "Distance of a point from itself, there and back, mean",
+    "inverse_consistency_p95": "Distance of a point from itself, there and back, 95th percentile",
+    "inverse_consistency_max": "Distance of a point from itself, there and back, maximum",
 }
 SHORT_WORDS = {"tre_mean": "TRE, mean", "dice": "Dice", "contour_distance": "contour distance, mean", "hd95": "HD95"}
 HIGHER_IS_BETTER = ("dice", "share_improved")
 ENOUGH_IMPROVED = 90.0  # % of the landmarks; below it the page warns
 WORST_SHOWN = 10
+_SHOWN_ELSEWHERE = ("id", "inputs", "measures", "warnings")
+_WHEN = ("before", "affine", "after")
 MOST_NAMED = 12  # cases in a warning
 REBUILD = "register the pair again, or restore the file"
 
@@ -94,14 +99,14 @@ def write_report(folder: Path) -> Path:
     context = {
         "title": f"Registration of {metrics['id']}",
         "summary": _summary(measures, f"over {len(landmarks.labels)} landmarks" if landmarks else ""),
-        "warnings": _warnings(measures),
-        "rows": _measure_rows(measures),
+        "warnings": [*metrics.get("warnings", []), *_warnings(measures)],
+        **_measures_of_page(measures),
         "landmarks": _worst_landmarks(landmarks) if landmarks else [],
         "inputs": [
             {"role": role.replace("_", " "), "path": entry["path"], "sha256": entry.get("sha256", "")}
             for role, entry in metrics["inputs"].items()
         ],
-        "provenance": _flatten({key: metrics[key] for key in metrics if key not in ("id", "inputs", "measures")}),
+        "provenance": _flatten({key: metrics[key] for key in metrics if key not in _SHOWN_ELSEWHERE}),
     }
     return _write_page(folder, context, _pair_illustrations(pair))
 
@@ -140,7 +145,7 @@ def write_cohort_report(folder: Path) -> Path:
         "title": f"Evaluation of {len(cases)} cases",
         "summary": _summary(measures, count),
         "warnings": _warnings(measures) + _case_warnings([case["case"] for case in cases], per_case),
-        "rows": _measure_rows(measures),
+        **_measures_of_page(measures),
         "landmarks": [],
         "inputs": [],
         "provenance": _flatten({key: metrics[key] for key in metrics if key not in ("cases", "measures", "landmarks")}),
@@ -155,22 +160,34 @@ def measures_table(folder: Path) -> str:
         folder: holds ``metrics.json``.
 
     Returns:
-        A row per measure: what, unit, before, after; of an evaluation mean, standard deviation and median over cases,
+        A row per measure: what, unit, before, (after the affine pre-alignment,) after; of an evaluation mean,
+        standard deviation and median over cases,
         then the measures of all landmarks pooled.
 
     Raises:
         InputError: if ``metrics.json`` is missing or cannot be read.
     """
-    metrics = _read_metrics(Path(folder))
-    measures = _read_measures(Path(folder) / "metrics.json", metrics, "mean" if "cases" in metrics else "value")
-    lines = ["| measure | unit | before | after |", "| --- | --- | --- | --- |"]
-    rows = _measure_rows(measures)
-    if "landmarks" in metrics:
-        pooled = _read_measures(Path(folder) / "metrics.json", metrics["landmarks"], "value")
+    return _measures_table(_read_metrics(Path(folder)), Path(folder) / "metrics.json")
+
+
+def record_table(record: Mapping[str, Any]) -> str:
+    """The same of a measured pair that was not written.
+
+    Args:
+        record: holds ``measures``, name to ``value`` and ``unit``.
+    """
+    return _measures_table(record, Path("the record"))
+
+
+def _measures_table(metrics: Mapping[str, Any], path: Path) -> str:
+    rows = _measure_rows(_read_measures(path, metrics, "mean" if "cases" in metrics else "value"))
+    if "cases" in metrics and "landmarks" in metrics:
+        pooled = _read_measures(path, metrics["landmarks"], "value")
         of_all = f" (all {metrics['landmarks']['count']} landmarks pooled)"
         rows += [{**row, "words": row["words"] + of_all} for row in _measure_rows(pooled)]
-    lines += [f"| {row['words']} | {row['unit']} | {row['before']} | {row['after']} |" for row in rows]
-    return "\n".join(lines)
+    columns = ["words", "unit", *(when for when in _WHEN if when != "affine" or _has_affine(rows))]
+    lines = [[{"words": "measure"}.get(name, name) for name in columns], ["---"] * len(columns)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *([row[name] for name in columns] for row in rows)])
 
 
 def _pair_illustrations(pair: Pair) -> list[Illustration]:
@@ -363,10 +380,10 @@ def read_pair(folder: Path) -> Pair:
         return figures.orient(image, affine, affine)[0]
 
     fixed_path, moving_path = (_input_path(folder, metrics, role) for role in ("fixed_image", "moving_image"))
-    moving, moving_affine = _read_image(moving_path)
-    moving, moving_affine = figures.orient(
-        _plain_image(moving_path, moving, spatial_dims), _of_plane(moving_affine, spatial_dims), affine
-    )
+    series = metrics.get("series", {})
+    fixed, _ = read_image(fixed_path, spatial_dims, series.get("fixed_image", ""))
+    moving, moving_affine = read_image(moving_path, spatial_dims, series.get("moving_image", ""))
+    moving, moving_affine = figures.orient(moving.astype(np.float32), _of_plane(moving_affine, spatial_dims), affine)
     oriented_field, oriented_affine = figures.orient(ras, affine, affine)
     maps = {
         name: on_fixed(folder / f"{name}.nii.gz", _read_nifti(folder / f"{name}.nii.gz")[0])
@@ -374,7 +391,7 @@ def read_pair(folder: Path) -> Pair:
     }
     landmarks = folder / "landmarks.csv"
     return Pair(
-        fixed=on_fixed(fixed_path, _read_image(fixed_path)[0]),
+        fixed=on_fixed(fixed_path, fixed.astype(np.float32)),
         affine=oriented_affine,
         moving=moving,
         moving_affine=moving_affine,
@@ -396,20 +413,9 @@ def _input_path(folder: Path, metrics: Mapping[str, Any], role: str) -> Path:
         raise InputError(
             f"the {role.replace('_', ' ')} {path} does not exist: put it back where it was registered from."
         )
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+    if file_hash(path) != digest:
         raise InputError(f"{path} has changed since it was registered: restore it, or register the pair again.")
     return path
-
-
-def _read_image(path: Path) -> tuple[Array, Array]:
-    """An input image in whatever format, and its RAS affine."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        return _read_nifti(path)
-    try:
-        image = LoadImage(image_only=True)(path)
-    except Exception as error:  # readers of many formats raise what they like
-        raise InputError(f"{path} cannot be read as an image ({error}): give an intact file.") from error
-    return image.numpy(), image.affine.numpy()
 
 
 def _read_nifti(path: Path) -> tuple[Array, Array]:
@@ -568,11 +574,11 @@ def _case_warnings(cases: Sequence[str], per_case: Mapping[str, Array]) -> list[
 
 
 def _measure_rows(measures: Mapping[str, Measure]) -> list[dict[str, str]]:
-    """Rows of the table of measures: what, unit, before, after."""
+    """Rows of the table of measures: what, unit, before, after the affine pre-alignment, after."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for name, measure in measures.items():
         words, when = _words(name)
-        row = rows.setdefault((words, measure.unit), {"words": words, "unit": measure.unit, "before": "", "after": ""})
+        row = rows.setdefault((words, measure.unit), {"words": words, "unit": measure.unit, **dict.fromkeys(_WHEN, "")})
         row[when] = _number(measure, unit=False)
         if measure.sd is not None and measure.median is not None:
             sd, median = (_number(Measure(value, measure.unit), unit=False) for value in (measure.sd, measure.median))
@@ -580,14 +586,24 @@ def _measure_rows(measures: Mapping[str, Measure]) -> list[dict[str, str]]:
     return list(rows.values())
 
 
+def _measures_of_page(measures: Mapping[str, Measure]) -> dict[str, Any]:
+    rows = _measure_rows(measures)
+    return {"rows": rows, "has_affine": _has_affine(rows)}
+
+
+def _has_affine(rows: Sequence[Mapping[str, str]]) -> bool:
+    return any(row["affine"] for row in rows)
+
+
 def _words(name: str) -> tuple[str, str]:
-    """A measure in words, and whether it was taken before or after; what has no before is of the result.
+    """A measure in words, and whether it was taken before, after the affine part or after; the latter if not said.
 
     >>> _words("tre_mean_before_voxel")
     ('TRE, mean', 'before')
     """
-    when = "before" if "before" in name.split("_") else "after"
-    stem = "_".join(part for part in name.split("_") if part not in ("before", "after", "voxel"))
+    parts = name.split("_")
+    when = next((when for when in _WHEN if when in parts), "after")
+    stem = "_".join(part for part in parts if part not in ("before", "affine", "after", "voxel"))
     return WORDS.get(stem, stem.replace("_", " ")), when
 
 

@@ -1,0 +1,367 @@
+"""One path from a pair to a result: the function, the command and the bundle's inference."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
+from scipy import ndimage
+
+import monai_jsm
+from monai_jsm.data import InputError, load_cases, make_pair
+from monai_jsm.geometry import voxel_to_world, world_to_voxel
+from monai_jsm.networks import GlobalToLocalNet, load_weights, released_weights
+from monai_jsm.registration import PairInferer, PreAlignd, Registrar, preprocessing
+
+PROJECT = Path(__file__).resolve().parents[1]
+FILES = {
+    *(f"{name}.nii.gz" for name in ("warped", "field", "inverse_field", "joint_saliency", "trust", "jacobian")),
+    *("metrics.json", "report.html", "figures"),
+}
+QUICK = {"affine": "none", "refine": False}
+
+
+def case_of(folder: Path, spatial_dims: int) -> dict:
+    return load_cases(folder, "testing", spatial_dims)[0]
+
+
+def oblique(spatial_dims: int, spacing: tuple[float, ...], angle: float, mirrored: bool) -> np.ndarray:
+    """A voxel-to-world matrix, anisotropic, turned, perhaps left-handed."""
+    turn = np.eye(spatial_dims)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    turn[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    if spatial_dims == 3:
+        tilt = np.eye(3)
+        tilt[1:, 1:] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+        turn = turn @ tilt
+    if mirrored:
+        turn[:, 1] *= -1
+    affine = np.eye(spatial_dims + 1)
+    affine[:-1, :-1] = turn * np.array(spacing[:spatial_dims])
+    return affine
+
+
+def blobs(points: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Intensity 0 to about 1000 at world points (*S, D) around the origin."""
+    generator = np.random.default_rng(seed)
+    centres = generator.uniform(-15, 15, (12, points.shape[-1]))
+    heights = generator.uniform(200, 800, 12)
+    distance = np.linalg.norm(points[..., None, :] - centres, axis=-1)
+    return (heights * np.exp(-(distance**2) / (2 * 4.0**2))).sum(-1)
+
+
+def image_at(shape: tuple[int, ...], affine: np.ndarray, shift: np.ndarray, bump: float) -> MetaTensor:
+    """The blobs on a grid whose middle is the origin, seen through a shift and a smooth bump, mm."""
+    affine = affine.copy()
+    affine[:-1, -1] = -affine[:-1, :-1] @ (np.array(shape) - 1) / 2
+    points = np.moveaxis(np.indices(shape), 0, -1) @ affine[:-1, :-1].T + affine[:-1, -1]
+    radius = np.linalg.norm(points, axis=-1, keepdims=True)
+    seen = points + shift + bump * np.exp(-(radius**2) / (2 * 10.0**2)) * np.eye(len(shape))[0]
+    return MetaTensor(torch.as_tensor(blobs(seen), dtype=torch.float32), affine=torch.as_tensor(affine))
+
+
+def oblique_pair(spatial_dims: int, shift: float = 0.0) -> tuple[MetaTensor, MetaTensor]:
+    shapes = [(40, 36, 24)[:spatial_dims], (38, 42, 26)[:spatial_dims]]
+    affines = [
+        oblique(spatial_dims, (0.9, 1.3, 2.0), 0.3, mirrored=True),
+        oblique(spatial_dims, (1.1, 1.0, 1.7), -0.2, mirrored=False),
+    ]
+    moved = np.full(spatial_dims, shift)
+    return image_at(shapes[0], affines[0], moved, 3.0), image_at(shapes[1], affines[1], 0 * moved, 0.0)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("affine", ["auto", "none"])
+def test_itk_repeats_the_warped_image_from_the_saved_field(tmp_path, spatial_dims, affine):
+    fixed, moving = oblique_pair(spatial_dims, shift=2.0)
+    result = monai_jsm.register(fixed, moving, affine=affine)
+    result.save(tmp_path / "out")
+    field = sitk.ReadImage(str(tmp_path / "out" / "field.nii.gz"), sitk.sitkVectorFloat64)
+    pulled = sitk.Resample(
+        sitk.ReadImage(str(tmp_path / "out" / "moving_image.nii"), sitk.sitkFloat64),
+        field,
+        sitk.DisplacementFieldTransform(sitk.Image(field)),
+        sitk.sitkLinear,
+        0.0,
+    )
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "warped.nii.gz"), sitk.sitkFloat64))
+    away = world_to_voxel(
+        voxel_to_world(
+            torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in fixed.shape], indexing="ij"), -1)
+            .double()
+            .reshape(-1, spatial_dims)
+            + result.ddf.as_tensor().flatten(1).T,
+            fixed.affine,
+        ),
+        moving.affine,
+    )
+    inside = ((away >= 0) & (away <= torch.tensor(moving.shape) - 1)).all(1).reshape(fixed.shape).numpy()
+    difference = np.abs(sitk.GetArrayFromImage(pulled) - written)[inside.transpose()]
+    spread = float(moving.max() - moving.min())
+    assert inside.mean() > 0.4
+    assert difference.max() < 1e-5 * spread
+    assert np.abs(written - fixed.numpy().transpose())[inside.transpose()].mean() < 0.05 * spread
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_all_files_are_written_and_every_number_has_a_unit(datalist_factory, tmp_path, spatial_dims):
+    case = case_of(datalist_factory(spatial_dims), spatial_dims)
+    Registrar()(case).save(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"landmarks.csv"}
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    measures = metrics["measures"]
+    for name in ("tre_mean", "dice", "hd95", "contour_distance"):
+        assert {f"{name}_before", f"{name}_affine", f"{name}_after"} <= set(measures)
+    assert measures["tre_mean_after"]["value"] < measures["tre_mean_before"]["value"]
+    assert measures["inverse_consistency_p95"]["value"] < 0.5
+    assert set(metrics["inputs"]) == {
+        f"{side}_{kind}" for side in ("fixed", "moving") for kind in ("image", "label", "landmarks")
+    }
+    assert all(len(entry["sha256"]) == 64 for entry in metrics["inputs"].values())
+    assert_units(metrics)
+
+
+def assert_units(record: object, name: str = "", unit: bool = False) -> None:
+    if isinstance(record, dict):
+        for key, value in record.items():
+            assert_units(value, key, unit or "unit" in record)
+    elif isinstance(record, list):
+        for value in record:
+            assert_units(value, name, unit)
+    elif isinstance(record, (int, float)) and not isinstance(record, bool):
+        assert unit or name == "seed", f"{name} has no unit"
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("space", ["world", "voxel"])
+def test_points_go_to_moving_and_come_back(spatial_dims, space):
+    fixed, moving = oblique_pair(spatial_dims, shift=1.0)
+    result = monai_jsm.register(fixed, moving)
+    points = torch.full((1, spatial_dims), 1.5, dtype=torch.float64) * torch.tensor([[-2.0], [0.0], [1.0]])
+    if space == "voxel":
+        points = world_to_voxel(points, fixed.affine)
+    there = result.apply_points(points, frm="fixed", to="moving", space=space)
+    back = result.apply_points(there, frm="moving", to="fixed", space=space)
+    assert (there - points).abs().max() > 0.5
+    torch.testing.assert_close(back, points, atol=0.01, rtol=0)
+    world = there if space == "world" else voxel_to_world(there, moving.affine)
+    shown = ndimage.map_coordinates(
+        result.warped[0].numpy(),
+        world_to_voxel(points if space == "world" else voxel_to_world(points, fixed.affine), fixed.affine).numpy().T,
+        order=1,
+    )
+    seen = ndimage.map_coordinates(moving.numpy(), world_to_voxel(world, moving.affine).numpy().T, order=1)
+    np.testing.assert_allclose(shown, seen, atol=0.03 * float(moving.max()))
+
+
+def test_points_beyond_the_images_and_unknown_words_are_refused():
+    fixed, moving = oblique_pair(2)
+    result = monai_jsm.register(fixed, moving, **QUICK)
+    with pytest.raises(ValueError, match="says nothing at the points"):
+        result.apply_points([[500.0, 0.0]])
+    with pytest.raises(ValueError, match="one each"):
+        result.apply_points([[0.0, 0.0]], frm="fixed", to="fixed")
+    with pytest.raises(ValueError, match="'world' or 'voxel'"):
+        result.apply_points([[0.0, 0.0]], space="lps")
+
+
+def test_another_image_and_a_label_of_moving_follow():
+    fixed, moving = oblique_pair(2, shift=1.0)
+    result = monai_jsm.register(fixed, moving)
+    again = result.apply_image(moving)
+    torch.testing.assert_close(again.as_tensor(), result.warped.as_tensor())
+    label = MetaTensor((moving > 300).float(), affine=moving.affine)
+    carried = result.apply_label(label)
+    assert set(carried.unique().tolist()) == {0.0, 1.0}
+    expected = result.warped > 300
+    assert (carried.bool() == expected).float().mean() > 0.95
+
+
+def test_bundle_inference_function_and_command_give_the_same_field(datalist_factory, tmp_path, capsys):
+    from monai_jsm.apps.command_line import main
+
+    folder = datalist_factory(2)
+    case = case_of(folder, 2)
+    workflow = ConfigWorkflow(
+        config_file=str(PROJECT / "bundle" / "configs" / "inference.json"),
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(PROJECT / "bundle"),
+        dataset_dir=str(folder),
+        output_dir=str(tmp_path / "bundle"),
+    )
+    workflow.initialize()
+    workflow.run()
+    landmarks = {key: case[key] for key in ("fixed_landmarks", "moving_landmarks", "landmark_space")}
+    labels = {key: case[key] for key in ("fixed_label", "moving_label")}
+    result = monai_jsm.register(case["fixed_image"], case["moving_image"], **landmarks, **labels)
+    result.save(tmp_path / "function")
+    words = [f"--{key.replace('_image', '').replace('_', '-')}={value}" for key, value in case.items() if key != "id"]
+    assert main(["register", *words, "--output", str(tmp_path / "command")]) == 0
+    assert "| TRE, mean | mm |" in capsys.readouterr().out
+    folders = [tmp_path / "bundle" / case["id"], tmp_path / "function", tmp_path / "command"]
+    for name in sorted(FILES - {"metrics.json", "report.html", "figures"}):
+        arrays = [nib.load(folder / name).get_fdata() for folder in folders]
+        np.testing.assert_array_equal(arrays[0], arrays[1])
+        np.testing.assert_array_equal(arrays[0], arrays[2])
+    told = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+    for key in ("measures", "theta", "settings", "weights", "warnings", "seed"):
+        if key == "weights":
+            told = [{**record, "weights": record["weights"]["sha256"]} for record in told]
+        if key == "measures":  # a batch adds its last digits in another order
+            told = [{**record, key: {name: entry["value"] for name, entry in record[key].items()}} for record in told]
+            assert told[0][key] == pytest.approx(told[1][key], rel=1e-9)
+        assert told[1][key] == told[2][key], key
+        assert key == "measures" or told[0][key] == told[1][key], key
+
+
+def test_two_runs_are_equal():
+    fixed, moving = oblique_pair(3, shift=2.0)
+    first, second = (monai_jsm.register(fixed, moving) for _ in range(2))
+    assert torch.equal(first.ddf.as_tensor(), second.ddf.as_tensor())
+    assert torch.equal(first.theta, second.theta)
+
+
+def test_the_prealignment_is_part_of_the_total_field():
+    """Turned by 0.25 and shifted by 9 mm: beyond the network's reach, not beyond that of an affine."""
+    shape, affine = (64, 60), oblique(2, (1.0, 1.1), 0.0, mirrored=False)
+    fixed = image_at(shape, affine, np.zeros(2), 0.0)
+    turned = oblique(2, (1.0, 1.1), 0.25, mirrored=False)
+    turned[:2, 2] = fixed.affine[:2, 2].numpy()
+    moving = MetaTensor(
+        fixed.as_tensor().clone(), affine=torch.as_tensor(turned @ np.linalg.inv(affine) @ fixed.affine.numpy())
+    )
+    result = monai_jsm.register(fixed, moving)
+    points = voxel_to_world(torch.tensor([[20.0, 20.0], [40.0, 35.0], [30.0, 45.0]], dtype=torch.float64), fixed.affine)
+    truth = voxel_to_world(world_to_voxel(points, fixed.affine), moving.affine)
+    error = torch.linalg.vector_norm(result.apply_points(points) - truth, dim=1)
+    assert torch.linalg.vector_norm(points - truth, dim=1).min() > 2
+    assert error.max() < 0.5
+    assert (result.theta[:2, :2] - torch.eye(2)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 21), (130, 17), (16, 17, 18)])
+def test_any_size_from_sixteen_voxels_registers(shape):
+    spacing = oblique(len(shape), (1.3, 1.1, 1.2), 0.0, mirrored=False)
+    fixed, moving = (image_at(shape, spacing, np.full(len(shape), shift), 1.0) for shift in (0.0, 0.7))
+    result = monai_jsm.register(fixed, moving)
+    assert result.ddf.shape == (len(shape), *shape)
+    assert torch.isfinite(result.ddf).all()
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_a_large_pair_is_seen_small_and_its_field_comes_back_in_its_own_voxels(factor):
+    """A network that answers with a shift of one voxel of what it sees."""
+    shape = (40 * factor - factor + 1, 30 * factor - factor + 1)
+    seen = []
+
+    def network(image):
+        seen.append(tuple(image.shape[2:]))
+        return torch.ones(1, 2, *image.shape[2:])
+
+    ddf = PairInferer(longest=40)(torch.rand(1, 2, *shape), network)
+    assert max(seen[0]) <= 41
+    assert ddf.shape == (1, 2, *shape)
+    torch.testing.assert_close(ddf, torch.full_like(ddf, float(factor)), atol=0.06 * factor, rtol=0)
+
+
+def test_a_pair_within_the_networks_reach_is_left_to_it_alone():
+    network = load_weights(GlobalToLocalNet(2), released_weights(2)).eval()
+    image = torch.rand(1, 2, 48, 64)
+    with torch.no_grad():
+        assert torch.equal(PairInferer()(image, network), network(image))
+
+
+def test_beyond_the_moving_image_there_is_background_and_no_trust():
+    fixed, moving = oblique_pair(2)
+    half = MetaTensor(moving.as_tensor()[:19], affine=moving.affine)
+    result = monai_jsm.register(fixed, half, **QUICK)
+    outside = result.trust == 0
+    assert 0.2 < outside.float().mean() < 0.8
+    assert (result.warped[outside] == half.min()).all()
+    assert (
+        any("lies within the moving image" in warning for warning in result.metrics["warnings"])
+        or outside.float().mean() < 0.5
+    )
+
+
+def test_a_mask_decides_where_refinement_looks():
+    """A bright square that stands in moving only pulls the field; masked, it does not."""
+    pair = make_pair(spatial_dims=2, seed=3, outlier="mass") if False else None
+    fixed, moving = oblique_pair(2)
+    spoiled = moving.clone()
+    spoiled[12:26, 14:28] = moving.max() * 2
+    mask = MetaTensor(torch.ones_like(moving.as_tensor()), affine=moving.affine)
+    mask[10:28, 12:30] = 0
+    without = monai_jsm.register(fixed, spoiled, affine="none")
+    masked = monai_jsm.register(fixed, spoiled, affine="none", moving_mask=mask)
+    assert pair is None
+    assert not torch.equal(without.ddf.as_tensor(), masked.ddf.as_tensor())
+
+
+def test_no_weights_for_a_dimension_means_refinement_alone_or_a_refusal():
+    fixed, moving = oblique_pair(3)
+    result = monai_jsm.register(fixed, moving, affine="none")
+    assert result.metrics["settings"]["network"] == "none"
+    with pytest.raises(InputError, match="no weights are released for 3D images; leave --no-refine out"):
+        monai_jsm.register(fixed, moving, **QUICK)
+
+
+def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match="affine must be one of"):
+        PreAlignd("rigid")
+    fixed, moving = oblique_pair(2)
+    with pytest.raises(ValueError, match="must be a MetaTensor"):
+        monai_jsm.register(fixed.as_tensor(), moving)
+    with pytest.raises(ValueError, match="formats must be of"):
+        monai_jsm.register(fixed, moving, **QUICK).save("never", formats=["png"])
+
+
+def test_images_of_different_dimensions_are_refused():
+    with pytest.raises(InputError, match="is 3D where 2D images are registered; give two images"):
+        monai_jsm.register(oblique_pair(2)[0], oblique_pair(3)[1])
+
+
+def test_preprocessing_keeps_the_place_of_a_slice_in_the_world(tmp_path):
+    """A 2D file may lie anywhere along the third axis; results lie there too."""
+    fixed, moving = oblique_pair(2)
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        affine = np.eye(4)
+        affine[:2, :2], affine[:2, 3], affine[2, 3] = image.affine[:2, :2], image.affine[:2, 2], 31.5
+        nib.save(nib.Nifti1Image(image.numpy()[..., None], affine), tmp_path / f"{name}.nii.gz")
+    result = monai_jsm.register(tmp_path / "fixed.nii.gz", tmp_path / "moving.nii.gz", **QUICK)
+    result.save(tmp_path / "out")
+    for name in ("warped", "field", "inverse_field", "trust"):
+        assert nib.load(tmp_path / "out" / f"{name}.nii.gz").affine[2, 3] == 31.5
+
+
+def test_the_report_of_images_in_memory_finds_them_in_the_folder(tmp_path):
+    fixed, moving = oblique_pair(2)
+    monai_jsm.register(fixed, moving, **QUICK, name="in memory").save(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "fixed_image.nii" in page
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    from monai_jsm.report import write_report
+
+    write_report(tmp_path / "elsewhere")
+
+
+def test_preprocessing_says_what_is_unusual(tmp_path):
+    fixed, moving = oblique_pair(2)
+    short = MetaTensor(fixed.as_tensor()[:, :18], affine=fixed.affine)
+    warnings = monai_jsm.register(short, moving, **QUICK).metrics["warnings"]
+    assert "The fixed image is thin: 40 x 18 voxels." in warnings
+
+
+def test_a_pair_too_large_for_the_memory_is_refused_before_any_work(monkeypatch, datalist_factory):
+    from monai_jsm.data import preflight
+
+    monkeypatch.setattr(preflight, "_free_memory", lambda: 2**20)
+    case = case_of(datalist_factory(2), 2)
+    with pytest.raises(InputError, match=r"needs about .* GiB of memory where 0.0 GiB are free; crop"):
+        preprocessing(2).transforms[1](preprocessing(2).transforms[0](case))
