@@ -1,6 +1,7 @@
 # make demo: train on the phantom, evaluate, register its testing pairs, write the reports.
 # make weights MONAI_JSM_DATA=DIR: train the released weights again, and print their figures on the validation split.
 # make results MONAI_JSM_DATA=DIR: print the figures of docs/results.md, on published data in DIR.
+# make examples MONAI_JSM_DATA=DIR: register a histology, a DICOM and a tumour pair of DIR, as docs/results.md shows them.
 # make test: lint, types, doctests, tests. Both make the environment themselves.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BUNDLE := $(BIN)/python -W ignore -m monai.bundle run
 TRAIN := bundle/configs/train.json
 EPOCHS ?= 60
 
-.PHONY: demo weights results test lint clean runs/cine-data runs/known-field-data
+.PHONY: demo weights results examples test lint clean runs/cine-data runs/known-field-data
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +54,18 @@ results: runs/cine-data runs/known-field-data
 		&& $(BIN)/monai-jsm report runs/results/$$suite || exit 1; \
 	done
 	$(BIN)/monai-jsm benchmark --suite speed --output runs/results/speed
+
+STAIN := $(MONAI_JSM_DATA)/histology/lung_lesion_3/29-041-Izd2-w35
+examples: $(VENV)/installed
+	rm -rf runs/examples
+	$(BIN)/monai-jsm register --output runs/examples/histology \
+		--fixed $(STAIN)-CD31-3-les3.jpg --fixed-landmarks $(STAIN)-CD31-3-les3.csv \
+		--moving $(STAIN)-Cc10-5-les3.jpg --moving-landmarks $(STAIN)-Cc10-5-les3.csv
+	$(BIN)/monai-jsm register --output runs/examples/dicom --formats dicom --dicom-out \
+		--fixed $(MONAI_JSM_DATA)/dicom/pgbm003_t1pre_registered --moving $(MONAI_JSM_DATA)/dicom/pgbm003_t1post
+	$(BIN)/monai-jsm register --output runs/examples/tumour \
+		--fixed $(MONAI_JSM_DATA)/brain_tumour/healthy_ch2_in_SRI24.nii.gz \
+		--moving $(MONAI_JSM_DATA)/brain_tumour/TCGA-DU-7294_t1.nii.gz
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -62,7 +62,8 @@ def refine(
         fixed: (1, 1, *S), intensities in [0, 1].
         moving: (1, 1, *S), on the grid of fixed, intensities in [0, 1].
         ddf: where to start, (1, D, *S), voxels: the field of a network, or zeros.
-        weight: (1, 1, *S), not negative: how much each voxel of fixed counts, on any scale. None weighs all alike.
+        weight: (1, 1, *S), not negative: how much each voxel of fixed counts, on any scale; a voxel sees what lies in
+            its window, so a mask should leave out half a window around what it hides. None weighs all alike.
         spacing: D voxel edges in array-axis order; None takes them all alike.
         trust: let joint saliency weight and judge, as the head of this module says; if not, all evidence is believed.
         finest: 1 ends at full resolution; 2 at half, for large volumes, and the change is enlarged linearly.

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from monai_jsm.geometry import identity_grid, jacobian_determinant, warp
 from monai_jsm.losses import SquaredLocalCorrelationLoss
-from monai_jsm.refinement import refine
+from monai_jsm.refinement import _Level, _share_kept, refine
 
 SHAPES = {2: (46, 53), 3: (26, 30, 21)}
 SPACINGS = {2: (1.0, 1.0), 3: (1.3, 1.0, 2.6)}
@@ -20,16 +20,18 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float | list[
     return (values - values.min()) / np.ptp(values)
 
 
-def pair(shape: tuple[int, ...], seed: int = 0, spacing: tuple[float, ...] = (), longest: float = 2.5):
-    """Fixed, moving and the field between them by scipy: texture of 1.5 mm, motion of 7 mm width."""
+def pair(
+    shape: tuple[int, ...], seed: int = 0, spacing: tuple[float, ...] = (), width: float = 7.0, longest: float = 2.5
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fixed, moving and the field between them by scipy: texture of 1.5 and 5 mm, motion of a width in mm."""
     rng = np.random.default_rng(seed)
     edges = np.array(spacing or (1.0,) * len(shape))
-    moving = noise(rng, shape, list(1.5 / edges))
-    field = np.stack([noise(rng, shape, list(7.0 / edges)) - 0.5 for _ in shape])
+    moving = (noise(rng, shape, list(1.5 / edges)) + noise(rng, shape, list(5.0 / edges))) / 2
+    field = np.stack([noise(rng, shape, list(width / edges)) - 0.5 for _ in shape])
     field *= longest / np.abs(field).max()
     fixed = ndimage.map_coordinates(moving, np.indices(shape) + field, order=1, mode="nearest")
-    images = (torch.as_tensor(values[None, None], dtype=torch.float32) for values in (fixed, moving))
-    return *images, torch.as_tensor(field[None], dtype=torch.float32)
+    images, true = torch.as_tensor(np.stack([fixed, moving])), torch.as_tensor(field)
+    return images[:1, None].float(), images[1:, None].float(), true[None].float()
 
 
 def inner(values: torch.Tensor, margin: int = 4) -> torch.Tensor:
@@ -59,10 +61,12 @@ def test_a_known_motion_is_found_from_zero_to_a_fraction_of_a_voxel(spatial_dims
     assert jacobian_determinant(found).min() > 0
 
 
-def test_fine_motion_of_a_good_start_survives_the_coarse_levels():
-    fixed, moving, true = pair((46, 53), seed=1)
-    noisy = moving + 0.02 * torch.randn(moving.shape, generator=torch.Generator().manual_seed(1))
-    assert error(refine(fixed, noisy, true), true) < 0.1
+def test_what_a_start_has_finer_than_the_last_level_survives():
+    fixed, moving, true = pair((58, 65), seed=1, width=3.0, longest=1.2)
+    _, _, wrong = pair((58, 65), seed=2, width=15.0, longest=1.5)
+    from_zero, from_start = (refine(fixed, moving, start, finest=2) for start in (torch.zeros_like(true), true + wrong))
+    assert error(true + wrong, true) > 0.5
+    assert error(from_start, true) < 0.6 * error(from_zero, true)
 
 
 def test_a_pair_that_fits_already_keeps_its_field_as_it_is():
@@ -71,30 +75,28 @@ def test_a_pair_that_fits_already_keeps_its_field_as_it_is():
     assert torch.equal(refine(fixed, fixed, still), still)
 
 
-def test_trust_keeps_structure_without_a_counterpart_from_tearing_the_field():
-    fixed, moving, true = pair((72, 77), seed=2)
+def test_neither_trust_nor_a_weight_lets_structure_without_a_counterpart_tear_the_field():
+    fixed, moving, true = pair((72, 77), seed=3)
     distance = torch.hypot(*(identity_grid([72, 77], fixed)[0] - torch.tensor([37.0, 40.0]).reshape(2, 1, 1)))
     painted = torch.where(distance < 9, 0.0, fixed)
-    ring = ((distance > 9) & (distance < 15))[None].expand_as(true)
-    weight = (distance > 10).float()[None, None]
-    errors = {
-        name: (refine(painted, moving, torch.zeros_like(true), **options) - true)[ring].abs().mean().item()
-        for name, options in {
-            "believing": {"trust": False},
-            "trusting": {},
-            "masked": {"trust": False, "weight": weight},
-        }.items()
-    }
-    assert errors["trusting"] < 0.8 * errors["believing"]
-    assert errors["masked"] < 0.8 * errors["believing"]
+    beside = ((distance > 9) & (distance < 15))[None].expand_as(true)
+    mask = (distance > 12).float()[None, None]  # half a window farther
+    believing, trusting, masked = (
+        (refine(painted, moving, torch.zeros_like(true), weight, trust=trust) - true)[beside].abs().mean()
+        for weight, trust in ((None, False), (None, True), (mask, False))
+    )
+    assert trusting < 0.5 * believing
+    assert masked < 0.5 * believing
 
 
-def test_trust_drops_a_change_that_makes_structures_agree_less():
-    fixed, _, _ = pair((64, 69), seed=3)
-    other, _, _ = pair((64, 69), seed=4)  # nothing corresponds
-    start = torch.zeros(1, 2, 64, 69)
-    moved, judged = (refine(fixed, other, start, trust=trust).abs().mean() for trust in (False, True))
-    assert judged < 0.7 * moved
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_trust_keeps_a_change_for_the_better_and_drops_one_for_the_worse(spatial_dims):
+    fixed, moving, true = pair((121, 37, 12)[:spatial_dims])
+    left = (torch.arange(121) < 60).float().reshape(-1, *[1] * (spatial_dims - 1))
+    level = _Level(fixed, moving, torch.ones_like(fixed), [1.0] * spatial_dims, (1,) * spatial_dims)
+    kept = _share_kept(level, (1 - left) * true, left * true)  # right on the left only
+    assert kept[:, :, :40].min() > 0.95
+    assert kept[:, :, 80:].max() < 0.05
 
 
 @settings(max_examples=8)
@@ -110,16 +112,15 @@ def test_no_field_is_worse_than_the_start_nor_does_a_better_one_fold(spatial_dim
         assert jacobian_determinant(found).min() > 0
 
 
-@given(spatial_dims=st.sampled_from([2, 3]), seed=st.integers(0, 2**16))
-@settings(max_examples=4)
-def test_exchanging_axes_exchanges_the_components_of_the_field(spatial_dims, seed):
-    fixed, moving, true = pair({2: (24, 33), 3: (12, 17, 14)}[spatial_dims], seed)
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_exchanging_axes_exchanges_the_components_of_the_field(spatial_dims):
+    fixed, moving, true = pair({2: (24, 33), 3: (12, 17, 14)}[spatial_dims], seed=1)
     spacing = (1.0, 1.5, 2.0)[:spatial_dims]
     start = torch.zeros_like(true)
     found = refine(fixed, moving, start, spacing=spacing)
     turned = refine(fixed.mT, moving.mT, start.mT, spacing=(*spacing[:-2], spacing[-1], spacing[-2]))
     order = [*range(spatial_dims - 2), spatial_dims - 1, spatial_dims - 2]
-    torch.testing.assert_close(turned.mT[:, order], found, rtol=0, atol=0.05)  # rounding may move a plateau
+    assert (turned.mT[:, order] - found).abs().mean() < 0.01  # many steps amplify rounding
 
 
 def test_only_the_ratios_of_the_spacing_matter_and_the_scale_of_the_weight_does_not():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
@@ -13,10 +14,10 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 import monai_jsm
-from monai_jsm.data import InputError, load_cases, make_pair
+from monai_jsm.data import InputError, load_cases, read_image, read_landmarks
 from monai_jsm.geometry import voxel_to_world, world_to_voxel
 from monai_jsm.networks import GlobalToLocalNet, load_weights, released_weights
-from monai_jsm.registration import PairInferer, PreAlignd, Registrar, preprocessing
+from monai_jsm.registration import PairInferer, PreAlignd, Registrar, evaluate_transform, preprocessing
 
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -292,7 +293,6 @@ def test_beyond_the_moving_image_there_is_background_and_no_trust():
 
 def test_a_mask_decides_where_refinement_looks():
     """A bright square that stands in moving only pulls the field; masked, it does not."""
-    pair = make_pair(spatial_dims=2, seed=3, outlier="mass") if False else None
     fixed, moving = oblique_pair(2)
     spoiled = moving.clone()
     spoiled[12:26, 14:28] = moving.max() * 2
@@ -300,7 +300,6 @@ def test_a_mask_decides_where_refinement_looks():
     mask[10:28, 12:30] = 0
     without = monai_jsm.register(fixed, spoiled, affine="none")
     masked = monai_jsm.register(fixed, spoiled, affine="none", moving_mask=mask)
-    assert pair is None
     assert not torch.equal(without.ddf.as_tensor(), masked.ddf.as_tensor())
 
 
@@ -365,3 +364,97 @@ def test_a_pair_too_large_for_the_memory_is_refused_before_any_work(monkeypatch,
     case = case_of(datalist_factory(2), 2)
     with pytest.raises(InputError, match=r"needs about .* GiB of memory where 0.0 GiB are free; crop"):
         preprocessing(2).transforms[1](preprocessing(2).transforms[0](case))
+
+
+@pytest.mark.parametrize("program", ["ants", "elastix"])
+def test_a_field_of_another_program_is_measured_as_that_program_carries_points(
+    datalist_factory, tmp_path, program, capfd
+):
+    case = case_of(datalist_factory(2), 2)
+    affines = [nib.load(case[f"{side}_image"]).affine for side in ("fixed", "moving")]
+    sides = [
+        read_landmarks(case[f"{side}_landmarks"], "lps", affine)
+        for side, affine in zip(("fixed", "moving"), affines, strict=True)
+    ]
+    fixed, moving = (landmarks.positions * (-1, -1) for landmarks in sides)  # LPS
+    images = {side: sitk.ReadImage(case[f"{side}_image"], sitk.sitkFloat32) for side in ("fixed", "moving")}
+    paths, carried = {"ants": with_ants, "elastix": with_elastix}[program](images, fixed, tmp_path)
+    expected = np.linalg.norm(carried - moving, axis=1)
+    record = evaluate_transform(paths, case)
+    found = [row["after_mm"] for row in record["landmarks"]]
+    np.testing.assert_allclose(found, expected, atol=1e-3)  # both programs hold float32
+    assert np.mean(found) < np.mean([row["before_mm"] for row in record["landmarks"]])
+    assert {"dice_after", "hd95_after", "folding", "inverse_consistency_p95"} <= set(record["measures"])
+
+
+def with_ants(images: dict[str, sitk.Image], points: np.ndarray, folder: Path) -> tuple[list[str], np.ndarray]:
+    """SyN with its affine part, two files, and the points as ANTs carries them."""
+    ants = pytest.importorskip("ants", reason="antspyx is not installed")
+    for side, image in images.items():
+        sitk.WriteImage(image, str(folder / f"{side}.mha"))
+    fixed, moving = (ants.image_read(str(folder / f"{side}.mha")) for side in ("fixed", "moving"))
+    settings = {"reg_iterations": (20, 10), "random_seed": 1, "outprefix": str(folder / "syn_")}
+    found = ants.registration(fixed, moving, "SyN", **settings)["fwdtransforms"]
+    table = pd.DataFrame(points, columns=["x", "y"])
+    carried = ants.apply_transforms_to_points(2, table, found)[["x", "y"]].to_numpy()
+    return found, carried
+
+
+def with_elastix(images: dict[str, sitk.Image], points: np.ndarray, folder: Path) -> tuple[list[str], np.ndarray]:
+    """A B-spline's displacement on the grid of fixed, and the points as ITK carries them through it."""
+    itk = pytest.importorskip("itk", reason="itk-elastix is not installed")
+    if not hasattr(itk, "elastix_registration_method"):
+        pytest.skip("itk-elastix is not installed")
+    for side, image in images.items():
+        sitk.WriteImage(image, str(folder / f"{side}.mha"))
+    fixed, moving = (itk.imread(str(folder / f"{side}.mha"), itk.F) for side in ("fixed", "moving"))
+    parameters = itk.ParameterObject.New()
+    settings = parameters.GetDefaultParameterMap("bspline", 2, 12.0)
+    settings["MaximumNumberOfIterations"] = ["60"]
+    parameters.AddParameterMap(settings)
+    _, transform = itk.elastix_registration_method(fixed, moving, parameter_object=parameters, log_to_console=False)
+    itk.imwrite(itk.transformix_deformation_field(moving, transform), str(folder / "deformationField.mha"))
+    field = sitk.ReadImage(str(folder / "deformationField.mha"), sitk.sitkVectorFloat64)
+    carry = sitk.DisplacementFieldTransform(field)
+    return [str(folder / "deformationField.mha")], np.array([carry.TransformPoint(p) for p in points.tolist()])
+
+
+@pytest.mark.slow
+def test_real_histology_comes_closer_by_the_affine_part_and_by_the_field(shared_data, tmp_path, capsys):
+    from monai_jsm.apps.command_line import main
+
+    folder = shared_data / "histology" / "lung_lesion_3"
+    words = ["register", "--output", str(tmp_path / "out")]
+    for side, name in (("fixed", "29-041-Izd2-w35-proSPC-4-les3"), ("moving", "29-041-Izd2-w35-Cc10-5-les3")):
+        words += [f"--{side}", str(folder / f"{name}.jpg"), f"--{side}-landmarks", str(folder / f"{name}.csv")]
+    assert main(words) == 0
+    measures = json.loads((tmp_path / "out" / "metrics.json").read_text())["measures"]
+    before, affine, after = (measures[f"tre_mean_{when}_voxel"]["value"] for when in ("before", "affine", "after"))
+    assert affine < 0.5 * before
+    assert after < affine
+    assert measures["folding"]["value"] < 0.01
+
+
+@pytest.mark.slow
+def test_a_real_dicom_pair_becomes_a_derived_series_and_a_registration_object(shared_data, tmp_path, capsys):
+    """After and before contrast, aligned by the provider: the field stays small, and every file says the same."""
+    import pydicom
+
+    from monai_jsm.apps.command_line import main
+    from monai_jsm.data.fields import read_transform
+
+    series = [shared_data / "dicom" / name for name in ("pgbm003_t1pre_registered", "pgbm003_t1post")]
+    words = ["register", "--fixed", str(series[0]), "--moving", str(series[1]), "--output", str(tmp_path / "out")]
+    assert main([*words, "--formats", "dicom", "--dicom-out"]) == 0
+    (held,) = read_transform([tmp_path / "out" / "registration.dcm"])
+    (field,) = read_transform([tmp_path / "out" / "field.nii.gz"])
+    torch.testing.assert_close(held.displacement, field.displacement, atol=1e-4, rtol=0)
+    warped, affine = read_image(tmp_path / "out" / "warped.nii.gz")
+    derived, derived_affine = read_image(tmp_path / "out" / "dicom")
+    np.testing.assert_allclose(derived_affine, affine, atol=1e-4)
+    np.testing.assert_allclose(derived, warped, atol=0.51)  # whole numbers
+    first = pydicom.dcmread(next((tmp_path / "out" / "dicom").glob("*.dcm")))
+    source = pydicom.dcmread(next(series[0].glob("*.dcm")))
+    assert first.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert first.DerivationCodeSequence[0].CodeValue == "113085"
+    assert field.displacement.abs().median() < 1

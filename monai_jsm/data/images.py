@@ -314,7 +314,7 @@ def _check_header(path: Path, image: nib.Nifti1Image) -> None:
             f"{path}: its header places it nowhere (qform and sform codes are 0), so that programs would disagree; "
             "write it again with an affine."
         )
-    if qform is not None and sform is not None and grids_differ(qform, sform, shape):
+    if qform is not None and sform is not None and grids_differ(qform, sform, shape, _quaternion_error(image)):
         raise InputError(
             f"{path}: its sform and qform place the image differently, so that programs would disagree; "
             "copy the right one over the other, for example with fslorient -copysform2qform."
@@ -498,14 +498,25 @@ def _check_affine(name: str, affine: np.ndarray, spatial_dims: int) -> None:
         raise InputError(f"{name}: its axes are sheared; resample the image onto a grid with right angles.")
 
 
-def grids_differ(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> bool:
-    """Whether a corner of the grid moves by more than a hundredth of a voxel; NaN counts as moving."""
+def _quaternion_error(image: nib.Nifti1Image) -> float:
+    """By how much, radians, a qform may be turned because float32 holds it: its fourth number is left to be found."""
+    fourth = math.sqrt(max(0.0, 1.0 - sum(float(image.header[f"quatern_{name}"]) ** 2 for name in "bcd")))
+    rounding = 2.0**-23
+    return rounding / max(fourth, math.sqrt(rounding))
+
+
+def grids_differ(first: np.ndarray, second: np.ndarray, shape: Sequence[int], turned: float = 0.0) -> bool:
+    """Whether a corner of the grid moves by more than a hundredth of a voxel; NaN counts as moving.
+
+    One that moves no further than a turn by ``turned`` radians takes it does not count.
+    """
     dims = len(shape)
     corners = np.array(list(itertools.product(*[(0, size - 1) for size in shape])))  # (2^D, D)
     difference = first - second
     moves = np.linalg.norm(corners @ difference[:-1, :dims].T + difference[:-1, -1], axis=1)
-    edge = np.linalg.norm(second[:-1, :dims], axis=0).min()
-    return not moves.max() <= _PLACE_TOLERANCE * edge
+    edges = np.linalg.norm(second[:-1, :dims], axis=0)
+    reach = np.linalg.norm(edges * shape)
+    return not moves.max() <= _PLACE_TOLERANCE * edges.min() + turned * reach
 
 
 def reason(error: Exception) -> str:
