@@ -435,15 +435,29 @@ def test_real_histology_comes_closer_by_the_affine_part_and_by_the_field(shared_
     assert measures["folding"]["value"] < 0.01
 
 
-@pytest.mark.slow
 def test_a_real_dicom_pair_becomes_a_derived_series_and_a_registration_object(shared_data, tmp_path, capsys):
-    """After and before contrast, aligned by the provider: the field stays small, and every file says the same."""
+    """After and before contrast, aligned by the provider: the field stays small, and every file says the same.
+
+    Cut to the first 96 rows and columns of each slice from the 90th on, for speed.
+    """
     import pydicom
 
     from monai_jsm.apps.command_line import main
     from monai_jsm.data.fields import read_transform
 
-    series = [shared_data / "dicom" / name for name in ("pgbm003_t1pre_registered", "pgbm003_t1post")]
+    series = []
+    for name in ("pgbm003_t1pre_registered", "pgbm003_t1post"):
+        series.append(tmp_path / name)
+        series[-1].mkdir()
+        for path in (shared_data / "dicom" / name).glob("*.dcm"):
+            part = pydicom.dcmread(path)
+            rows, columns = np.reshape(part.ImageOrientationPatient, (2, 3)).astype(float)
+            edges = np.array(part.PixelSpacing, dtype=float)  # between rows, between columns
+            corner = np.array(part.ImagePositionPatient, float) + 90 * (columns * edges[0] + rows * edges[1])
+            part.ImagePositionPatient = [f"{value:.6f}" for value in corner]
+            part.PixelData = np.ascontiguousarray(part.pixel_array[90:186, 90:186]).tobytes()
+            part.Rows = part.Columns = 96
+            part.save_as(series[-1] / path.name)
     words = ["register", "--fixed", str(series[0]), "--moving", str(series[1]), "--output", str(tmp_path / "out")]
     assert main([*words, "--formats", "dicom", "--dicom-out"]) == 0
     (held,) = read_transform([tmp_path / "out" / "registration.dcm"])
