@@ -760,7 +760,8 @@ def register(
         >>> from monai_jsm.data import make_pair
         >>> from monai.data import MetaTensor
         >>> pair = make_pair(spatial_dims=2, seed=0)
-        >>> result = register(MetaTensor(pair.fixed_image), MetaTensor(pair.moving_image), affine="none", refine=False)
+        >>> fixed, moving = MetaTensor(pair.fixed), MetaTensor(pair.moving)
+        >>> result = register(fixed, moving, affine="none", refine=False)
         >>> result.apply_points([[40.0, 30.0]], frm="fixed", to="moving", space="voxel").shape
         torch.Size([1, 2])
     """
