@@ -42,12 +42,13 @@ from monai_jsm.data.fields import (
     write_fsl_warp,
     write_learn2reg,
 )
-from monai_jsm.data.images import PICTURE_SUFFIXES, SMALLEST_SIZE, Grid
+from monai_jsm.data.images import PICTURE_SUFFIXES, SMALLEST_SIZE, Grid, check_label
 from monai_jsm.data.landmarks import landmark_layout, read_landmarks, write_landmarks
 from monai_jsm.data.preflight import check_memory, grid_warnings, needed_memory
 from monai_jsm.data.progress import with_progress
 from monai_jsm.data.results import (
     EXPORTS,
+    check_folder,
     check_replaceable,
     clear_leftovers,
     is_finished,
@@ -171,7 +172,7 @@ def _check_shared(pair: Mapping[Hashable, Any], moving: MetaTensor) -> None:
     if not lies_within(voxels_across(pair["fixed_image"], moving, None, pair.get("theta")), moving.shape[1:]).any():
         raise InputError(
             f"{_name(pair, 'moving_image')}: shares no place in the world with {_name(pair, 'fixed_image')}; "
-            "correct the headers, or let the affine pre-alignment search."
+            "correct the headers, or let the affine pre-alignment search (--affine auto)."
         )
 
 
@@ -367,7 +368,7 @@ def postprocessing(spatial_dims: int, refine: bool = True, device: str | torch.d
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registration:
     """A registered pair.
 
@@ -450,6 +451,8 @@ class Registration:
             )
         affines = {"fixed": self._pair["fixed_image"].affine, "moving": self._pair["moving_original"].affine}
         positions = torch.as_tensor(points, dtype=torch.float64)
+        if positions.dim() != 2 or positions.shape[1] != len(self.ddf):
+            raise ValueError(f"points must be (N, {len(self.ddf)}), got {tuple(positions.shape)}.")
         if space == "voxel":
             positions = voxel_to_world(positions, affines[frm])
         carry = carry_world if frm == "fixed" else carry_world_back
@@ -481,6 +484,7 @@ class Registration:
         unknown = sorted(set(formats) - set(EXPORTS))
         if unknown:
             raise ValueError(f"formats must be of {sorted(EXPORTS)}, got {unknown}.")
+        _check_volume(len(self.ddf), self._pair, formats, dicom_out)
         more: list[Callable[[Path], object]] = [partial(self._export, name) for name in formats]
         more.append(self._write_images_in_memory)
         if dicom_out:
@@ -551,11 +555,19 @@ def check_output(
     check_replaceable(folder, case)
     if dicom_out or "dicom" in formats:
         check_dicom_output(*_both_series(case), derived=dicom_out)
-    volumes_only = sorted({"fsl", "learn2reg", "dicom"} & {*formats, *(["dicom"] if dicom_out else [])})
-    if volumes_only and check_case(case) == 2:
-        raise InputError(
-            f"{case['fixed_image']}: is a 2D image, for which {volumes_only[0]} has no form; leave that output out."
-        )
+    if dicom_out or _VOLUMES_ONLY & {*formats}:
+        _check_volume(check_case(case), case, formats, dicom_out)
+
+
+_VOLUMES_ONLY = {"fsl", "learn2reg", "dicom"}
+
+
+def _check_volume(spatial_dims: int, case: Mapping[Any, Any], formats: Sequence[str], dicom_out: bool) -> None:
+    asked = sorted(_VOLUMES_ONLY & {*formats, *(["dicom"] if dicom_out else [])})
+    if asked and spatial_dims == 2:
+        named = case.get("fixed_image_path") or case["fixed_image"]
+        named = named if isinstance(named, str) else "the fixed image"
+        raise InputError(f"{named}: is a 2D image, for which {asked[0]} has no form; leave that output out.")
 
 
 def _dense(ddf: MetaTensor) -> FieldTransform:
@@ -677,8 +689,10 @@ class Registrar:
         for key, image in case.items():
             if isinstance(image, MetaTensor):
                 content = _nifti_bytes(image)
-                pair[f"{key}_bytes"] = content
-                record["inputs"][key] = {"path": f"{key}.nii", "sha256": hashlib.sha256(content).hexdigest()}
+                record["inputs"][key] = {"path": "in memory", "sha256": hashlib.sha256(content).hexdigest()}
+                if key.endswith("image"):  # saved with the result, so that its report can be built again
+                    pair[f"{key}_bytes"] = content
+                    record["inputs"][key]["path"] = f"{key}.nii"
         needed = needed_memory(_grid(pair["fixed_image"]), _grid(pair["moving_original"]))
         record |= {
             **self.told(dims),
@@ -807,13 +821,15 @@ def register_pairs(
     Returns:
         What is wrong with each pair that failed, by its id.
     """
+    check_folder(output)
     output = Path(output)
+    more_files = [*(EXPORTS[name] for name in formats), *(["dicom"] if dicom_out else [])]
     failed: dict[str, str] = {}
     for case in with_progress(cases, "registering pairs"):
         folder = output / case["id"]
         clear_leftovers(folder)
         try:
-            if is_finished(folder, case, registrar.told(check_case(case))):
+            if is_finished(folder, case, registrar.told(check_case(case)), more_files):
                 logger.info("%s: done already.", case["id"])
             else:
                 check_output(folder, case, formats, dicom_out)
@@ -835,6 +851,7 @@ def apply_transform(
     label: bool = False,
     inverse: bool = False,
     series: str = "",
+    reference_series: str = "",
 ) -> None:
     """Pull an image through saved transforms onto the grid of another one, and write it.
 
@@ -847,13 +864,18 @@ def apply_transform(
         label: whether the image holds labels, to be pulled one-hot and linearly; else linearly.
         inverse: go from the moving to the fixed image.
         series: UID of the DICOM series of the source, where a folder holds several.
+        reference_series: that of the reference.
 
     Raises:
         InputError: if a file cannot be used.
     """
     parts = read_transform(paths)
     dims = parts[0].spatial_dims
-    image, grid = _read(source, dims, series), _read(reference, dims, "")
+    image, grid = _read(source, dims, series), _read(reference, dims, reference_series)
+    if label:
+        check_label(source, dims, _grid(image))
+    elif not torch.isfinite(image).all():
+        raise InputError(f"{source}: holds NaN or infinite voxels; replace them with the background value.")
     shape, voxels = grid.shape[1:], _voxels(grid)
     carried, known = (carry_world_back if inverse else carry_world)(voxel_to_world(voxels, grid.affine), parts)
     ddf = (world_to_voxel(carried, grid.affine) - voxels).T.reshape(dims, *shape)
@@ -893,7 +915,8 @@ def evaluate_transform(
     parts, back = read_transform(paths), read_transform(inverse_paths) if inverse_paths else ()
     dims = parts[0].spatial_dims
     check_case(case, dims)
-    pair = Preflightd()(LoadPaird(dims)(case))
+    pair = LoadPaird(dims)(case)
+    pair["warnings"] = "\n".join(grid_warnings(_grid(pair["fixed_image"]), _grid(pair["moving_image"])))
     copied = {name: pair[key] for name, key in _ORIGINALS.items() if key in pair}
     pair = MovingOnFixedGridd()(pair | copied)
     fixed = pair["fixed_image"]
@@ -931,7 +954,7 @@ def carry_landmarks(
     source_image: str | Path | None = None,
     reference: str | Path | None = None,
 ) -> None:
-    """Push a file of landmarks through saved transforms, and write it in the layout and frame that it has.
+    """Push a file of landmarks through saved transforms, and write it in the layout that it has.
 
     Points go the other way than images: through the transforms from fixed to moving, with ``inverse`` from moving to
     fixed.
@@ -951,6 +974,8 @@ def carry_landmarks(
     parts = read_transform(paths)
     dims = parts[0].spatial_dims
     affines = [None if image is None else _grid(_read(image, dims, "")).affine for image in (source_image, reference)]
+    if affines[0] is None and landmark_layout(source) in ("slicer", "fcsv"):
+        affines[0] = np.eye(dims + 1)  # in mm, but always of three coordinates
     landmarks = read_landmarks(source, space, affines[0])
     if landmarks.positions.shape[1] != dims:
         raise InputError(

@@ -472,8 +472,8 @@ def pair_record(pair: Mapping[Hashable, Any]) -> dict[str, Any]:
     warnings = [line for line in pair.get("warnings", "").split("\n") if line]
     record = {"id": pair["id"], "inputs": inputs, "measures": measures, "warnings": warnings, "landmarks": landmarks}
     series = {f"{side}_image": pair[f"{side}_series"] for side in ("fixed", "moving") if f"{side}_series" in pair}
-    if series:
-        record["series"] = series
+    record["series"] = series
+    record["landmark_space"] = pair.get("landmark_space", "")
     if "theta" in pair:
         kind = pair["theta_kind"]
         record["theta"] = {"value": pair["theta"].tolist(), "unit": "mm, homogeneous coordinates", "kind": kind}

@@ -943,7 +943,7 @@ def an_output_folder_of_other_files(folder: Path, good: dict[int, Pair]) -> tupl
     return words_of(good[2], folder, "--output", folder / "thesis"), folder / "thesis"
 
 
-@says("is there already and is no result of this pair; give another folder for the output")
+@says("cannot be made; give another folder for the output")
 def an_output_folder_that_is_a_file(folder: Path, good: dict[int, Pair]) -> tuple[Words, Path]:
     path = written(folder / "thesis", "all my work")
     return words_of(good[2], folder, "--output", path), path

@@ -368,8 +368,9 @@ def test_a_pair_too_large_for_the_memory_is_refused_before_any_work(monkeypatch,
 
 @pytest.mark.parametrize("program", ["ants", "elastix"])
 def test_a_field_of_another_program_is_measured_as_that_program_carries_points(
-    datalist_factory, tmp_path, program, capfd
+    datalist_factory, tmp_path, program, capfd, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)  # elastix leaves a file where it runs
     case = case_of(datalist_factory(2), 2)
     affines = [nib.load(case[f"{side}_image"]).affine for side in ("fixed", "moving")]
     sides = [
@@ -472,3 +473,21 @@ def test_a_real_dicom_pair_becomes_a_derived_series_and_a_registration_object(sh
     assert first.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert first.DerivationCodeSequence[0].CodeValue == "113085"
     assert field.displacement.abs().median() < 1
+
+
+def test_a_label_in_memory_is_held_to_what_a_file_is_held_to():
+    fixed, moving = oblique_pair(2)
+    broken = MetaTensor(torch.full_like(moving.as_tensor(), 0.5), affine=moving.affine)
+    with pytest.raises(InputError, match="the moving label: holds values that are not whole numbers"):
+        monai_jsm.register(fixed, moving, moving_label=broken, **QUICK)
+    with pytest.raises(InputError, match="the moving mask: is empty"):
+        monai_jsm.register(fixed, moving, moving_mask=torch.zeros_like(moving), **QUICK)
+
+
+def test_formats_in_the_command_are_those_of_the_library():
+    from monai_jsm.apps import command_line
+    from monai_jsm.data import LANDMARK_SPACES
+    from monai_jsm.data.results import EXPORTS
+
+    assert tuple(EXPORTS) == command_line._FORMATS
+    assert LANDMARK_SPACES == command_line._SPACES

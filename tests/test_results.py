@@ -1,11 +1,16 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from monai_jsm.data import InputError
 from monai_jsm.data.results import (
+    check_replaceable,
+    clear_leftovers,
     file_hash,
     is_finished,
     told_of,
@@ -112,8 +117,12 @@ def test_a_result_is_finished_only_for_the_same_files_and_the_same_way(tmp_path)
     listed = {"id": "a", "fixed_image": str(source), "landmark_space": ""}
     way = {"settings": {"affine": "auto"}, **told_of(3, None)}
     assert not is_finished(tmp_path / "out", listed, way)
-    write_registration(tmp_path / "out", case, maps(), way)
+    case |= {"landmark_space": "", "series": {}}
+    write_registration(tmp_path / "out", case, maps(), way, [lambda folder: (folder / "report.html").touch()])
     assert is_finished(tmp_path / "out", listed, way)
+    assert not is_finished(tmp_path / "out", listed, way, ["field.mha"])
+    assert not is_finished(tmp_path / "out", {**listed, "landmark_space": "ras"}, way)
+    assert not is_finished(tmp_path / "out", {**listed, "fixed_series": "1.2"}, way)
     assert not is_finished(tmp_path / "out", listed, {**way, "seed": 4})
     assert not is_finished(tmp_path / "out", {**listed, "id": "b"}, way)
     assert not is_finished(tmp_path / "out", {**listed, "fixed_label": str(source)}, way)
@@ -140,3 +149,48 @@ def test_the_hash_of_a_folder_follows_names_and_contents(tmp_path):
     second = file_hash(tmp_path)
     (tmp_path / "two").rename(tmp_path / "three")
     assert len({first, second, file_hash(tmp_path)}) == 3
+
+
+def test_the_hash_of_a_detached_header_follows_its_data(tmp_path):
+    header = "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = image.raw\n"
+    (tmp_path / "image.mhd").write_text(header)
+    (tmp_path / "image.raw").write_bytes(b"abcd")
+    first = file_hash(tmp_path / "image.mhd")
+    (tmp_path / "image.raw").write_bytes(b"abce")
+    assert file_hash(tmp_path / "image.mhd") != first
+
+
+def test_the_working_directory_is_never_replaced(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(InputError, match="is the folder that the command runs in"):
+            check_replaceable(name, {"id": "a"})
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="takes no folder"):
+        check_replaceable(tmp_path / "file" / "out", {"id": "a"})
+
+
+def test_a_link_to_an_older_result_is_followed(tmp_path):
+    write_registration(tmp_path / "old", case_record(tmp_path), maps(), {"seed": 1})
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    write_registration(tmp_path / "link", case_record(tmp_path), maps(), {"seed": 2})
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "old" / "metrics.json").read_text())["seed"] == 2
+
+
+def test_an_evaluation_never_writes_over_a_registration(tmp_path):
+    write_registration(tmp_path / "out", case_record(tmp_path), maps(), {})
+    cases = [case_record(tmp_path)]
+    with pytest.raises(InputError, match="holds a registration, which stays as it is"):
+        write_evaluation(tmp_path / "out", cases, summarise(cases), {})
+    assert "id" in json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_builds_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for number in (dead.pid, os.getpid()):
+        (tmp_path / f".a-{number}-abcdefgh").mkdir()
+    clear_leftovers(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == [f".a-{os.getpid()}-abcdefgh"]

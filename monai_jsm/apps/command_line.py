@@ -141,6 +141,7 @@ def _add_transform(commands: argparse._SubParsersAction) -> None:
     transform.add_argument("--source", metavar="IMAGE", help="image that landmarks in voxels lie on")
     _add_space_option(transform)
     transform.add_argument("--series", default="", metavar="UID", help="DICOM series, where the folder holds several")
+    transform.add_argument("--reference-series", default="", metavar="UID", help="the same of the reference")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -271,6 +272,8 @@ def _register(arguments: argparse.Namespace) -> None:
     from monai_jsm.report import measures_table
 
     _check_device(arguments.device)
+    if arguments.weights and not arguments.weights.is_file():
+        raise InputError(f"{arguments.weights}: there is no such file; give the model.pt that a training wrote.")
     registrar = Registrar(
         arguments.affine, not arguments.no_refine, arguments.weights, arguments.device, arguments.seed
     )
@@ -300,7 +303,8 @@ def _check_device(name: str | None) -> None:
     import torch
 
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("no device to compute on")
     except (RuntimeError, AssertionError) as error:  # unknown, not there, or torch was built without it
         raise InputError(
             f"--device {name}: is no device of this machine; give cpu or cuda, or leave it out."
@@ -361,21 +365,26 @@ def _transform(arguments: argparse.Namespace) -> None:
             label=bool(arguments.label),
             inverse=arguments.inverse,
             series=arguments.series,
+            reference_series=arguments.reference_series,
         )
     print(arguments.output)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from monai_jsm.data.results import write_evaluation
+    from monai_jsm.data.results import check_folder, file_hash, write_evaluation
     from monai_jsm.metrics import summarise
     from monai_jsm.registration import evaluate_transform
     from monai_jsm.report import record_table
 
+    if arguments.output:
+        check_folder(arguments.output)
     record = evaluate_transform(arguments.field, _case(arguments), arguments.inverse_field)
     for warning in record["warnings"]:
         logging.getLogger(__name__).warning(warning)
     if arguments.output:
-        write_evaluation(arguments.output, [record], summarise([record]), {"field": arguments.field})
+        given = [*arguments.field, *arguments.inverse_field]
+        fields = {"fields": [{"path": os.path.abspath(path), "sha256": file_hash(path)} for path in given]}
+        write_evaluation(arguments.output, [record], summarise([record]), fields)
     print(record_table(record))
 
 

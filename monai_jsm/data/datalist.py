@@ -17,7 +17,7 @@ import jsonschema
 from jsonschema.exceptions import ValidationError, best_match
 
 from monai_jsm.data.errors import InputError
-from monai_jsm.data.images import Grid, check_image, check_label, check_mask, check_voxels
+from monai_jsm.data.images import Grid, check_image, check_label, check_label_voxels, check_mask, check_voxels
 from monai_jsm.data.landmarks import Landmarks, check_inside, match_landmarks, read_landmarks
 from monai_jsm.data.progress import with_progress
 
@@ -180,11 +180,10 @@ def _check(case: Mapping[str, Any], spatial_dims: int | None, known: dict[tuple[
             given = case.get(f"{side}_{kind}")
             if isinstance(given, str):
                 check(given, spatial_dims, grid)
-            elif given is not None and tuple(given.shape[1:]) != grid.shape:
-                raise InputError(
-                    f"the {side} {kind}: has the shape {tuple(given.shape[1:])} where its image has {grid.shape}; "
-                    "give one on the grid of its image."
-                )
+            elif given is not None:
+                check_label_voxels(f"the {side} {kind}", given[0].numpy(), given.affine.numpy(), grid)
+                if kind == "mask" and not given.any():
+                    raise InputError(f"the {side} mask: is empty; mark a region or leave it out.")
         grids.append(grid)
     assert spatial_dims is not None
     _check_landmarks(case, grids, spatial_dims)
@@ -224,13 +223,14 @@ def load_pairs(table: str | Path) -> list[dict[str, str]]:
         raise InputError(f"{table}: {fault}; name id,fixed,moving and any of {known} in its first line.")
     if not rows:
         raise InputError(f"{table}: lists no pairs; give a row a pair.")
-    cases, seen = [], set()
+    cases: list[dict[str, str]] = []
+    seen: set[str] = set()
     for number, row in enumerate(rows, start=1):
         empty = [name for name in ("id", *_COLUMNS) if name not in row]
         if empty or None in row:
             fault = f"has nothing in the columns {', '.join(empty)}" if empty else "has more fields than the first line"
             raise InputError(f"{table}: row {number} {fault}; correct it.")
-        if not re.fullmatch(_ID, row["id"]) or row["id"] in seen:
+        if not re.fullmatch(_ID, row["id"]) or row["id"] in (*seen, "pairs.csv"):
             fault = "stands twice" if row["id"] in seen else "cannot name a folder"
             raise InputError(
                 f"{table}: the id {row['id']!r} {fault}; give each pair its own of letters, digits, '.', '_' and '-'."

@@ -198,7 +198,11 @@ def _headers(path: Path) -> Iterator[tuple[Path, Any]]:
 
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     for file in files:
-        if file.is_dir() or file.name.startswith(".") or not is_dicom(file):
+        if file.is_dir() or file.name.startswith("."):
+            continue
+        if not file.exists():
+            raise InputError(f"{file}: is a link to nothing; remove it or put the file in its place.")
+        if not is_dicom(file):
             continue
         if not _has_prefix(file):
             raise InputError(f"{file}: is no DICOM file, though its name says so; export it again or remove it.")

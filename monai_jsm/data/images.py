@@ -220,33 +220,45 @@ def check_label(path: str | os.PathLike[str], spatial_dims: int | None, grid: Gr
     Raises:
         InputError: as :func:`read_image`, and if values are not whole numbers or shape or place differ from ``grid``.
     """
-    _read_label(path, spatial_dims, grid)
+    check_label_voxels(str(path), *read_image(path, spatial_dims), grid)
 
 
 def check_mask(path: str | os.PathLike[str], spatial_dims: int | None, grid: Grid) -> None:
     """Read a mask in full and refuse it where :func:`check_label` would, and if it is empty."""
-    if not _read_label(path, spatial_dims, grid).any():
+    array, affine = read_image(path, spatial_dims)
+    check_label_voxels(str(path), array, affine, grid)
+    if not array.any():
         raise InputError(f"{path}: is an empty mask, which leaves nowhere to look; mark a region or leave it out.")
 
 
-def _read_label(path: str | os.PathLike[str], spatial_dims: int | None, grid: Grid) -> np.ndarray:
-    array, affine = read_image(path, spatial_dims)
+def check_label_voxels(name: str, array: np.ndarray, affine: np.ndarray, grid: Grid) -> None:
+    """Refuse a label or mask in memory unless it is of whole numbers and lies on the grid of its image.
+
+    Args:
+        name: what the refusal calls it.
+        array: (*S).
+        affine: voxel-to-world matrix, (D+1, D+1) or (4, 4), RAS, mm.
+        grid: of the image that it belongs to.
+
+    Raises:
+        InputError: if not.
+    """
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():  # NaN differs from itself
         raise InputError(
-            f"{path}: holds values that are not whole numbers; store labels as whole grey values, "
+            f"{name}: holds values that are not whole numbers; store labels as whole grey values, "
             "resampled by nearest neighbour."
         )
     if array.shape != grid.shape:
         raise InputError(
-            f"{path}: has {_times(array.shape)} voxels where its image has {_times(grid.shape)}; "
+            f"{name}: has {_times(array.shape)} voxels where its image has {_times(grid.shape)}; "
             "resample it onto the grid of its image by nearest neighbour."
         )
-    if grids_differ(affine, grid.affine, grid.shape):
+    kept = [*range(array.ndim), -1]
+    if grids_differ(affine[np.ix_(kept, kept)], grid.affine, grid.shape):
         raise InputError(
-            f"{path}: lies elsewhere in the world than its image; "
+            f"{name}: lies elsewhere in the world than its image; "
             "resample it onto the grid of its image by nearest neighbour, or correct its affine."
         )
-    return array
 
 
 def _check_frame(name: str, array: np.ndarray, affine: np.ndarray, spatial_dims: int | None) -> None:
@@ -421,6 +433,11 @@ def _text_header(path: Path) -> tuple[dict[str, str], Path, int]:
     if not (path.parent / name).is_file():
         raise InputError(f"{path}: names {name!r} as its data, which is not beside it; put both into one folder.")
     return header, path.parent / name, 0
+
+
+def data_file(path: Path) -> Path:
+    """The file that holds the data of a MetaImage or NRRD header; the header itself where they are one."""
+    return _text_header(path)[1]
 
 
 def _check_numbers(path: Path, key: str, value: str) -> None:

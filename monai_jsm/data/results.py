@@ -22,12 +22,15 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 
 from monai_jsm.data.errors import InputError
 from monai_jsm.data.fields import file_affine, place_itk, write_field
+from monai_jsm.data.images import data_file
 
 __all__ = [
     "EXPORTS",
+    "check_folder",
     "check_replaceable",
     "clear_leftovers",
     "file_hash",
@@ -50,8 +53,9 @@ EXPORTS = {
 }
 """Further formats that a field is written in, and the file of a result that holds each."""
 
+_IMAGES = ("warped", "joint_saliency", "trust", "jacobian", "field", "inverse_field")
 _RESULT_FILES = {
-    *(f"{name}.nii.gz" for name in ("warped", "joint_saliency", "trust", "jacobian", "field", "inverse_field")),
+    *(f"{name}.nii.gz" for name in _IMAGES),
     *("metrics.json", "landmarks.csv", "report.html", "figures", "dicom", "fixed_image.nii", "moving_image.nii"),
     *EXPORTS.values(),
 }
@@ -112,7 +116,7 @@ def write_registration(
     Raises:
         InputError: if the folder is there and holds more than an older result of the same case, or one of the inputs.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     inputs = {
         role: entry if isinstance(entry, Mapping) else {"path": str(entry), "sha256": file_hash(entry)}
         for role, entry in case["inputs"].items()
@@ -121,7 +125,7 @@ def write_registration(
     check_replaceable(folder, {"id": case["id"], **files})
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-{os.getpid()}-", dir=folder.parent))
     try:
         for name, (array, affine) in images.items():
             if name.endswith("field"):
@@ -129,16 +133,16 @@ def write_registration(
             else:
                 values = np.asarray(array, dtype=np.float32)
                 nib.save(nib.Nifti1Image(values, file_affine(affine, values.ndim)), building / f"{name}.nii.gz")
-        told = {key: case[key] for key in ("id", "measures", "warnings", "series", "theta") if key in case}
-        (building / "metrics.json").write_text(_json({**made_by, **told, "inputs": inputs, **provenance()}))
+        told = {
+            key: case[key] for key in ("id", "landmark_space", "measures", "warnings", "series", "theta") if key in case
+        }
+        _replace(building / "metrics.json", _json({**made_by, **told, "inputs": inputs, **provenance()}))
         if case["landmarks"]:
-            (building / "landmarks.csv").write_text(_landmark_table([case]))
+            _replace(building / "landmarks.csv", _landmark_table([case]))
         for write in also:
             write(building)
         building.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(building, folder)
+        _swap(building, folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         for parent in made:
@@ -147,17 +151,42 @@ def write_registration(
         raise
 
 
-def is_finished(folder: str | Path, case: Mapping[str, Any], made_by: Mapping[str, Any]) -> bool:
+def _swap(building: Path, folder: Path) -> None:
+    """Put a folder in the place of another one, which is kept until it stands there."""
+    if not folder.exists():
+        os.replace(building, folder)
+        return
+    old = building.with_name(f"{building.name}-old")
+    os.replace(folder, old)
+    try:
+        os.replace(building, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_finished(
+    folder: str | Path, case: Mapping[str, Any], made_by: Mapping[str, Any], more_files: Sequence[str] = ()
+) -> bool:
     """Whether a folder holds the result of just this case: the same files, by their hashes, registered the same way.
 
     Args:
         folder: of the result.
-        case: ``id`` and the paths of its files, as in a datalist.
+        case: ``id``, ``landmark_space``, series and the paths of its files, as in a datalist.
         made_by: the entries of ``metrics.json`` that decide the result.
+        more_files: names that the folder must hold beside those of every result.
     """
+    expected = [*(f"{name}.nii.gz" for name in _IMAGES), "report.html", *more_files]
+    if not all((Path(folder) / name).exists() for name in expected):
+        return False
     try:
         record = json.loads((Path(folder) / "metrics.json").read_text())
-        if record["id"] != case["id"] or any(record.get(key) != value for key, value in made_by.items()):
+        made_by = {**made_by, "id": case["id"], "landmark_space": case.get("landmark_space", "")}
+        made_by["series"] = {f"{s}_image": case[f"{s}_series"] for s in ("fixed", "moving") if f"{s}_series" in case}
+        if any(record.get(key) != value for key, value in made_by.items()):
+            return False
+        if record["versions"]["monai_jsm"] != _own_version():
             return False
         roles = [key for key in case if key.rsplit("_", 1)[-1] in ("image", "label", "mask", "landmarks")]
         known = {role: entry["sha256"] for role, entry in record["inputs"].items()}
@@ -171,7 +200,8 @@ def clear_leftovers(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.parent.is_dir():
         for path in folder.parent.iterdir():
-            if re.fullmatch(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}", path.name):
+            left = re.fullmatch(rf"\.{re.escape(folder.name)}-(\d+)-[a-z0-9_]{{8}}", path.name)
+            if left and not psutil.pid_exists(int(left[1])):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -201,6 +231,20 @@ def write_pairs_table(folder: str | Path, ids: Sequence[str], failed: Mapping[st
     _replace(folder / "pairs.csv", _table(["id", "state", "fault", *names], rows))
 
 
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that cannot be made or written into, and the working directory, which cannot be replaced.
+
+    Raises:
+        InputError: if so.
+    """
+    resolved = Path(folder).resolve()
+    above = next(path for path in (resolved, *resolved.parents) if os.path.lexists(path))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{folder}: cannot be made, for {above} takes no folder; give another folder for the output.")
+    if resolved in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{folder}: is the folder that the command runs in; give another folder for the output.")
+
+
 def check_replaceable(folder: str | Path, case: Mapping[str, Any]) -> None:
     """Refuse to write a result into a folder that is something else.
 
@@ -211,10 +255,8 @@ def check_replaceable(folder: str | Path, case: Mapping[str, Any]) -> None:
     Raises:
         InputError: if the folder is there and holds more than an older result of the same case, or one of its files.
     """
+    check_folder(folder)
     folder = Path(folder)
-    above = next(parent for parent in folder.absolute().parents if os.path.exists(parent))
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"{folder}: cannot be made, for {above} takes no folder; give another folder for the output.")
     for path in case.values():
         if isinstance(path, str) and os.path.isabs(path) and folder.resolve() in Path(path).resolve().parents:
             raise InputError(f"{folder}: holds {path}, which is to be registered; give another folder for the output.")
@@ -260,8 +302,11 @@ def write_image(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None
             written = place_itk(sitk.GetImageFromArray(np.ascontiguousarray(array.T)), affine)
             sitk.WriteImage(written, os.fspath(building), useCompression=True)
         os.replace(building, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file.") from error
     finally:
-        building.unlink(missing_ok=True)
+        with suppress(OSError):
+            building.unlink(missing_ok=True)
 
 
 def write_evaluation(
@@ -276,8 +321,14 @@ def write_evaluation(
             :func:`monai_jsm.metrics.landmark_measures` takes.
         summary: of :func:`monai_jsm.metrics.summarise`.
         made_by: further entries of ``metrics.json``: seed, weights and their hash.
+
+    Raises:
+        InputError: if the folder cannot be made or holds a registration.
     """
+    check_folder(folder)
     folder = Path(folder)
+    if (folder / "field.nii.gz").exists():
+        raise InputError(f"{folder}: holds a registration, which stays as it is; give another folder for the output.")
     folder.mkdir(parents=True, exist_ok=True)
     names = list(summary["measures"])
     rows = [[case["id"], *(case["measures"].get(name, {}).get("value", "") for name in names)] for case in cases]
@@ -320,8 +371,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     building = path.with_name(f".{path.name}.{os.getpid()}")
-    building.write_text(text)
-    os.replace(building, path)
+    try:
+        building.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(building, path)
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def _json(record: Any) -> str:
@@ -338,11 +392,26 @@ def _finite(record: Any) -> Any:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256, hexadecimal, of a file; of a folder, over the names and contents of the files directly in it."""
+    """SHA-256, hexadecimal, of a file; of a folder, over the names and contents of the files directly in it.
+
+    A detached header (``.mhd``, ``.nhdr``) counts with the file of its data.
+    """
     path = Path(path)
-    if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    elif path.suffix.lower() in (".mhd", ".nhdr"):
+        files = [path, data_file(path)]
+    else:
+        return _sha256(path).hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.iterdir() if file.is_file()):
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in files:
+        digest.update(file.name.encode() + _sha256(file).digest())
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> Any:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest
