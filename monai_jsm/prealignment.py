@@ -71,7 +71,7 @@ def find_theta(
 
     Mutual information is maximised, so contrast may differ. The search starts as the images lie, with their centres
     and with their centres of mass together, each also turned by up to 30 degrees. The best starts run on images
-    shrunk fourfold, the winner on finer ones, once as a rigid and once as an affine map. Images of more than about 256
+    shrunk fourfold, as rigid and as affine maps, and the winners on finer ones. Images of more than about 256
     voxels along an axis (2D, 128 in 3D) are shrunk on the finest level too; thin axes never are.
 
     A map is taken only if it raises the shared information (normalised mutual information less 1) by a tenth, and the
@@ -151,8 +151,6 @@ def _implausible(theta: np.ndarray) -> str:
 
 def _search(levels: list[_Level], seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """The best rigid and the best affine map; none where the images never overlap enough."""
-    import SimpleITK
-
     coarse, middle, fine = levels
 
     def similarity(transform: Any) -> float:
@@ -163,15 +161,21 @@ def _search(levels: list[_Level], seed: int) -> Iterator[tuple[str, np.ndarray]]
     ends = [coarse.climb(start, seed) for start in starts if similarity(start) > 1]
     if not ends:
         return
-    best = max(ends, key=similarity)
-    yield "rigid", _theta(fine.climb(middle.climb(best, seed), seed))
-    affine = SimpleITK.AffineTransform(fine.fixed.GetDimension())
-    affine.SetCenter(best.GetCenter())
-    affine.SetMatrix(best.GetMatrix())
-    affine.SetTranslation(best.GetTranslation())
-    for level in levels:
-        affine = level.climb(affine, seed)
-    yield "affine", _theta(affine)
+    rigid = middle.climb(max(ends, key=similarity), seed)
+    yield "rigid", _theta(fine.climb(rigid, seed))
+    affine = max((coarse.climb(_as_affine(end), seed, along_lines=True) for end in ends), key=similarity)
+    affine = middle.climb(affine, seed, along_lines=True)
+    yield "affine", _theta(fine.climb(affine, seed))
+
+
+def _as_affine(rigid: Any) -> SimpleITK.AffineTransform:
+    import SimpleITK
+
+    affine = SimpleITK.AffineTransform(rigid.GetDimension())
+    affine.SetCenter(rigid.GetCenter())
+    affine.SetMatrix(rigid.GetMatrix())
+    affine.SetTranslation(rigid.GetTranslation())
+    return affine
 
 
 def _starts(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> Iterator[Any]:
@@ -226,8 +230,11 @@ class _Level(NamedTuple):
         apart = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
         return max(apart / together, 1.0) if together else 1.0, overlap
 
-    def climb(self, start: Any, seed: int) -> Any:
-        """Follow the mutual information uphill, to a transform of the type of ``start``."""
+    def climb(self, start: Any, seed: int, along_lines: bool = False) -> Any:
+        """Follow the mutual information uphill, to a transform of the type of ``start``.
+
+        Searching ``along_lines`` takes longer, and gets through the narrow valleys of affine maps.
+        """
         import SimpleITK
 
         method = SimpleITK.ImageRegistrationMethod()
@@ -243,14 +250,23 @@ class _Level(NamedTuple):
         method.SetMetricSamplingStrategy(method.REGULAR)  # each sample moved a little, at random
         method.SetMetricSamplingPercentage(min(1.0, _SAMPLES / voxels), seed + 1)  # 0 stands for the clock
         method.SetOptimizerScalesFromPhysicalShift()
-        method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=1.0,
-            minStep=_SHORTEST_STEP,
-            numberOfIterations=_ITERATIONS,
-            relaxationFactor=0.8,
-            estimateLearningRate=method.EachIteration,  # or a step of an affine map near its best could be any size
-            maximumStepSizeInPhysicalUnits=min(self.fixed.GetSpacing()) / 2,
-        )
+        step = min(self.fixed.GetSpacing())
+        if along_lines:
+            method.SetOptimizerAsConjugateGradientLineSearch(
+                learningRate=1.0,
+                numberOfIterations=_ITERATIONS,
+                lineSearchMaximumIterations=10,
+                maximumStepSizeInPhysicalUnits=step,
+            )
+        else:
+            method.SetOptimizerAsRegularStepGradientDescent(
+                learningRate=1.0,
+                minStep=_SHORTEST_STEP,
+                numberOfIterations=_ITERATIONS,
+                relaxationFactor=0.8,
+                estimateLearningRate=method.EachIteration,  # or a step near the best could be of any size
+                maximumStepSizeInPhysicalUnits=step,
+            )
         end = type(start)(start)
         method.SetInitialTransform(end, inPlace=True)
         try:

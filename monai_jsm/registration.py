@@ -601,7 +601,7 @@ def _array(image: Tensor) -> Tensor:
 
 def _as_input(image: Image) -> str | MetaTensor:
     """The absolute path, or the image in memory with its channel, (1, *S) float32."""
-    if not isinstance(image, torch.Tensor):
+    if isinstance(image, (str, os.PathLike)):
         return os.path.abspath(image)
     if not isinstance(image, MetaTensor):
         raise ValueError("an image in memory must be a MetaTensor: its affine says where it lies.")
@@ -657,7 +657,7 @@ class Registrar:
         network = self._network(spatial_dims, device)
         steps: list[Callable[[Any], Any]] = [
             *preprocessing(spatial_dims, self.affine, self.seed).transforms,
-            lambda pair: {**pair, "pred": _predicted(pair, network, device)},
+            lambda pair: pair | _predicted(pair, network, device),
             *postprocessing(spatial_dims, self.refine, device).transforms,
         ]
         pair: dict[Any, Any] = dict(case)
@@ -672,8 +672,6 @@ class Registrar:
                 raise InputError(
                     f"no weights are released for {spatial_dims}D images; leave --no-refine out or give --weights."
                 )
-            if path is None:
-                logger.info("No weights are released for %dD images: refinement alone.", spatial_dims)
             self._networks[spatial_dims] = (
                 None if path is None else load_weights(GlobalToLocalNet(spatial_dims), path).to(device).eval()
             )
@@ -711,15 +709,17 @@ class Registrar:
         )
 
 
-def _predicted(pair: Mapping[Hashable, Any], network: nn.Module | None, device: torch.device) -> Tensor:
-    """The network's field, (D, *S); zero without a network."""
+def _predicted(pair: Mapping[Hashable, Any], network: nn.Module | None, device: torch.device) -> dict[str, Any]:
+    """``pred``, the network's field, (D, *S); zero, with a warning, without a network."""
     fixed = pair["fixed_image"].as_tensor()
     if network is None:
-        return torch.zeros(fixed.dim() - 1, *fixed.shape[1:])
+        dims = fixed.dim() - 1
+        told = f"No network is released for {dims}D images: the field is that of refinement alone."
+        return {"pred": torch.zeros(dims, *fixed.shape[1:]), "warnings": f"{pair['warnings']}\n{told}"}
     batch = {key: pair[key].as_tensor()[None] for key in ("moving_image", "fixed_image")}
     image = PreparePair()(batch, device)[0]
     with torch.no_grad():
-        return PairInferer()(image, network)[0].cpu()
+        return {"pred": PairInferer()(image, network)[0].cpu()}
 
 
 def register(
@@ -869,6 +869,7 @@ def apply_transform(
     Raises:
         InputError: if a file cannot be used.
     """
+    _check_not_an_input(output, [*paths, source, reference])
     parts = read_transform(paths)
     dims = parts[0].spatial_dims
     image, grid = _read(source, dims, series), _read(reference, dims, reference_series)
@@ -883,11 +884,17 @@ def apply_transform(
     pulled = WarpOriginald()(pair | ({"moving_label_original": image} if label else {}))
     lost = 100 * (~known).double().mean().item()
     if lost:
-        logger.warning("%.1f %% of the output lies where the transform says nothing: background there.", lost)
+        logger.warning("%.2g %% of the output lies where the transform says nothing: background there.", lost)
     background = torch.zeros(()) if label else _array(image).min()
     values = _array(pulled["warped_label" if label else "warped"][0])
     written = torch.where(known.reshape(shape), values, background).numpy()
     write_image(output, written.astype(np.int32) if label else written, _full_affine(grid))
+
+
+def _check_not_an_input(output: str | Path, inputs: Sequence[str | Path]) -> None:
+    there = Path(output).resolve()
+    if any(Path(path).resolve() in (there, there.parent) for path in inputs):
+        raise InputError(f"{output}: is one of the files that the command reads; give another file for the output.")
 
 
 def _read(path: str | Path, spatial_dims: int, series: str) -> MetaTensor:
@@ -971,6 +978,7 @@ def carry_landmarks(
     Raises:
         InputError: if a file cannot be used, or a landmark lies where the transforms say nothing.
     """
+    _check_not_an_input(output, [*paths, source, *(path for path in (source_image, reference) if path)])
     parts = read_transform(paths)
     dims = parts[0].spatial_dims
     affines = [None if image is None else _grid(_read(image, dims, "")).affine for image in (source_image, reference)]

@@ -90,7 +90,7 @@ def example_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str
     with pytest.raises(SystemExit) as end:
         main([*words, "--help"])
     assert end.value.code == 0
-    return shlex.split(capsys.readouterr().out.rpartition("example: monai-jsm ")[2])
+    return shlex.split(capsys.readouterr().out.rpartition("example:\n  monai-jsm ")[2])
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -322,3 +322,47 @@ def test_the_process_ends_with_the_status_and_no_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(str(tmp_path / "cases.csv"))
+
+
+def test_no_command_writes_over_what_it_reads(pair, tmp_path, capsys):
+    result = tmp_path / "result"
+    assert main(register_words(pair, result)) == 0
+    field = str(result / "field.nii.gz")
+    shared = ["transform", "--field", field, "--reference", pair["fixed_image"]]
+    before = {path: path.read_bytes() for path in [Path(pair["moving_image"]), result / "field.nii.gz"]}
+    capsys.readouterr()
+    for words in (
+        [*shared, "--image", pair["moving_image"], "--output", pair["moving_image"]],
+        [*shared, "--image", pair["moving_image"], "--output", field],
+        [*shared, "--landmarks", pair["fixed_landmarks"], "--output", pair["fixed_landmarks"]],
+    ):
+        assert main(words) == 2
+        assert "is one of the files that the command reads; give another" in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_the_result_of_another_pair_and_the_tables_of_others_are_left_as_they_are(pair, tmp_path, capsys):
+    result = tmp_path / "result"
+    assert main(register_words(pair, result)) == 0
+    other = pair | {"fixed_image": pair["moving_image"], "fixed_label": pair["moving_label"]}
+    other |= {"fixed_landmarks": pair["moving_landmarks"]}
+    capsys.readouterr()
+    assert main(register_words(other, result)) == 2
+    assert "is no result of this pair alone" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "landmarks.csv").write_text("precious")
+    words = ["evaluate", "--field", str(result / "field.nii.gz"), "--fixed", pair["fixed_image"]]
+    words += ["--moving", pair["moving_image"], "--output"]
+    assert main([*words, str(tmp_path / "mine")]) == 2
+    assert (tmp_path / "mine" / "landmarks.csv").read_text() == "precious"
+    for _ in range(2):  # an older evaluation is replaced
+        assert main([*words, str(tmp_path / "evaluation")]) == 0
+    told = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert "The fixed image is thin: 24 x 28 voxels." in told["warnings"]["pair"]
+
+
+def test_a_label_of_one_image_is_refused_as_landmarks_of_one_are(pair, tmp_path, capsys, one_sentence):
+    words = ["register", "--fixed", pair["fixed_image"], "--moving", pair["moving_image"], "--output", "never"]
+    assert main([*words, "--moving-label", pair["moving_label"]]) == 2
+    said = capsys.readouterr().err.strip()
+    one_sentence(said, Path(pair["moving_label"]), "a label of one image cannot be compared")

@@ -182,7 +182,7 @@ def test_a_link_to_an_older_result_is_followed(tmp_path):
 def test_an_evaluation_never_writes_over_a_registration(tmp_path):
     write_registration(tmp_path / "out", case_record(tmp_path), maps(), {})
     cases = [case_record(tmp_path)]
-    with pytest.raises(InputError, match="holds a registration, which stays as it is"):
+    with pytest.raises(InputError, match="holds a registration or files of others"):
         write_evaluation(tmp_path / "out", cases, summarise(cases), {})
     assert "id" in json.loads((tmp_path / "out" / "metrics.json").read_text())
 

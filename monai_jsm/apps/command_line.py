@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="monai-jsm",
         description="Register medical images that do not fully correspond.",
-        epilog=f"example: {_REGISTER_EXAMPLE}",
+        epilog=f"example:\n  {_REGISTER_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {monai_jsm.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 _REGISTER_EXAMPLE = "monai-jsm register --fixed before.nii.gz --moving after.nii.gz --output result"
 _FORMATS = ("mha", "nrrd", "h5", "fsl", "learn2reg", "dicom")
 _SPACES = ("lps", "ras", "voxel0", "voxel1")
-_IMAGE_KINDS = "NIfTI, MHA, NRRD, PNG, JPEG, TIFF, or a folder that holds a DICOM series"
+_IMAGE_KINDS = "NIfTI, MHA, NRRD, PNG, JPEG, TIFF, DICOM (a folder of slices, or a file)"
 
 
 def _add_register(commands: argparse._SubParsersAction) -> None:
@@ -206,7 +207,8 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
         "prepare",
         help="turn a data set as its authors publish it into a folder with a datalist.json",
         description="Turn a data set as its authors publish it into a folder with a datalist.json.",
-        epilog="example: monai-jsm prepare mnist downloads/mnist data/mnist --training 500",
+        epilog="example:\n  monai-jsm prepare mnist downloads/mnist data/mnist --training 500",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data_sets = prepare.add_subparsers(metavar="DATA_SET", required=True)
     parsers = {name: _add_data_set(data_sets, name, purpose) for name, purpose in _DATA_SETS.items()}
@@ -253,7 +255,11 @@ def _add_command(
 ) -> argparse.ArgumentParser:
     description = f"{purpose[:1].upper()}{purpose[1:]}."
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=purpose, description=description, epilog=f"example: {example}"
+        name,
+        help=purpose,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example stays one line, to be pasted
     )
     parser.set_defaults(run=run)
     return parser
@@ -337,7 +343,8 @@ def _chosen_series(arguments: argparse.Namespace) -> dict[str, str]:
             chosen[f"{side}_series"] = uid
             left.remove(uid)
     if left:
-        raise InputError(f"--series {left[0]}: is in neither folder; choose from {', '.join(there) or 'none'}.")
+        remedy = f"choose from {', '.join(there)}" if there else "give a folder of DICOM series"
+        raise InputError(f"--series {left[0]}: is in neither folder; {remedy}.")
     return chosen
 
 

@@ -185,6 +185,10 @@ def _check(case: Mapping[str, Any], spatial_dims: int | None, known: dict[tuple[
                 if kind == "mask" and not given.any():
                     raise InputError(f"the {side} mask: is empty; mark a region or leave it out.")
         grids.append(grid)
+    labels = [case[f"{side}_label"] for side in _SIDES if f"{side}_label" in case]
+    if len(labels) == 1:
+        named = labels[0] if isinstance(labels[0], str) else "the label"
+        raise InputError(f"{named}: a label of one image cannot be compared; give that of the other image too.")
     assert spatial_dims is not None
     _check_landmarks(case, grids, spatial_dims)
     return spatial_dims

@@ -359,9 +359,7 @@ def _read_itk(path: Path, spatial_dims: int | None) -> tuple[np.ndarray, np.ndar
     size, channels, spacing = reader.GetSize(), reader.GetNumberOfComponents(), np.array(reader.GetSpacing())
     _check_size(path, math.prod(size))
     if suffix.startswith(".tif") and len(size) == 3 and spatial_dims is None:
-        raise InputError(
-            f"{path}: has {size[2]} pages; keep one, or declare 3 spatial dimensions where they are slices of a volume."
-        )
+        raise InputError(f"{path}: has {size[2]} pages; keep one, or store slices of a volume as .nii.gz or .mha.")
     if channels != 1 and (suffix not in _PICTURES or channels not in (3, 4)):
         raise InputError(f"{path}: holds {channels} numbers a voxel, as colour or vectors do; keep one channel.")
     if not (np.isfinite(spacing) & (spacing > 0)).all():

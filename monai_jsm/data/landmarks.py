@@ -283,7 +283,9 @@ def _checked_labels(path: Path, labels: list[str]) -> tuple[str, ...]:
 
 def _checked_affine(path: Path, frame: str, affine: np.ndarray | None, dims: int) -> np.ndarray:
     if affine is None and frame.startswith("voxel"):
-        raise InputError(f"{path}: holds voxels of an image that is not given; give the image they belong to as well.")
+        raise InputError(
+            f"{path}: holds voxels of an image that is not given; give the image too (--source, --reference)."
+        )
     return np.eye(dims + 1) if affine is None else affine
 
 

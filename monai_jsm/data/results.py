@@ -239,8 +239,14 @@ def check_folder(folder: str | Path) -> None:
     """
     resolved = Path(folder).resolve()
     above = next(path for path in (resolved, *resolved.parents) if os.path.lexists(path))
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"{folder}: cannot be made, for {above} takes no folder; give another folder for the output.")
+    try:
+        os.listdir(above)
+        if above != resolved:
+            os.rmdir(tempfile.mkdtemp(dir=above))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made, for {above} takes no folder; give another folder for the output."
+        ) from error
     if resolved in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"{folder}: is the folder that the command runs in; give another folder for the output.")
 
@@ -263,7 +269,11 @@ def check_replaceable(folder: str | Path, case: Mapping[str, Any]) -> None:
     if not folder.exists():
         return
     try:
-        of_case = json.loads((folder / "metrics.json").read_text())["id"] == case["id"]
+        record = json.loads((folder / "metrics.json").read_text())
+        of_case = record["id"] == case["id"]
+        for role in ("fixed_image", "moving_image"):  # those in memory are saved under their names
+            mine = case[role] if isinstance(case.get(role), str) else f"{role}.nii"
+            of_case &= record["inputs"].get(role, {}).get("path", f"{role}.nii") == mine
         foreign = {path.name for path in folder.iterdir()} - _RESULT_FILES
     except (OSError, ValueError, KeyError, TypeError):
         of_case, foreign = False, set()
@@ -323,12 +333,15 @@ def write_evaluation(
         made_by: further entries of ``metrics.json``: seed, weights and their hash.
 
     Raises:
-        InputError: if the folder cannot be made or holds a registration.
+        InputError: if the folder cannot be made or holds a registration or other tables of these names.
     """
     check_folder(folder)
     folder = Path(folder)
-    if (folder / "field.nii.gz").exists():
-        raise InputError(f"{folder}: holds a registration, which stays as it is; give another folder for the output.")
+    if not _is_evaluation(folder):
+        raise InputError(
+            f"{folder}: holds a registration or files of others, which stay as they are; "
+            "give another folder for the output."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     names = list(summary["measures"])
     rows = [[case["id"], *(case["measures"].get(name, {}).get("value", "") for name in names)] for case in cases]
@@ -341,7 +354,20 @@ def write_evaluation(
         case["id"]: {role: {"path": str(path), "sha256": file_hash(path)} for role, path in case["inputs"].items()}
         for case in cases
     }
-    _replace(folder / "metrics.json", _json({**summary, **made_by, **provenance(), "inputs": inputs}))
+    warnings = {case["id"]: case["warnings"] for case in cases if case.get("warnings")}
+    record = {**summary, "warnings": warnings, **made_by, **provenance(), "inputs": inputs}
+    _replace(folder / "metrics.json", _json(record))
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Whether a folder has no files of an evaluation's names, or those of one."""
+    if not any((folder / name).exists() for name in ("metrics.json", "cases.csv", "landmarks.csv")):
+        return True
+    try:
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return "cases" in record and "measures" in record
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _landmark_table(cases: Sequence[Mapping[str, Any]]) -> str:
