@@ -31,6 +31,7 @@ _START_ANGLES = np.deg2rad((-30, -15, 15, 30))
 _STARTS = 3  # that the coarsest level refines, beside the identity
 _LEAST_OVERLAP = 0.25  # of the smaller of the two fields of view
 _LEAST_GAIN = 0.1  # over the identity; one voxel's shift of one patient's images costs 0.15 to 0.5
+_LEAST_RISE = 0.003  # of the similarity, over the identity; noise alone makes up to 0.002
 _LEAST_FURTHER_GAIN = 0.01  # of an affine map over a rigid one
 _SCALE_LIMITS = (0.5, 2.0)
 _MOST_ANISOTROPY = 2.0
@@ -74,9 +75,9 @@ def find_theta(
     shrunk fourfold, as rigid and as affine maps, and the winners on finer ones. Images of more than about 256
     voxels along an axis (2D, 128 in 3D) are shrunk on the finest level too; thin axes never are.
 
-    A map is taken only if it raises the shared information (normalised mutual information less 1) by a tenth, and the
-    affine one over a rigid one by a hundredth more; if it keeps a quarter of the smaller field of view in common; and
-    if it scales no direction by less than 0.5 or more than 2, and none twice as much as another.
+    A map is taken only if it raises the shared information (normalised mutual information less 1) by a tenth and by
+    0.003, the affine one over a rigid one by a hundredth more; if it keeps a quarter of the smaller field of view in
+    common; and if it scales no direction by less than 0.5 or more than 2, and none twice as much as another.
 
     The same arguments give the same bits, whatever the number of threads.
 
@@ -126,8 +127,8 @@ def find_theta(
     for kind, theta in _search(levels, seed):
         after, overlap = levels[-1].similarity(theta)
         fault = _implausible(theta)
-        enough = max((1 + _LEAST_GAIN) * (before - 1), (1 + _LEAST_FURTHER_GAIN) * (found.similarity_after - 1))
-        if not fault and after - 1 <= enough:
+        enough = before + max(_LEAST_RISE, _LEAST_GAIN * (before - 1))
+        if not fault and after <= max(enough, 1 + (1 + _LEAST_FURTHER_GAIN) * (found.similarity_after - 1)):
             fault = f"takes the similarity from {found.similarity_after:.4f} to {after:.4f} only"
         if fault:
             notes.append(f"The {kind} map {fault}, and was not taken.")
