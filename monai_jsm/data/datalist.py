@@ -30,6 +30,7 @@ __all__ = [
     "load_cases",
     "load_datalist",
     "load_pairs",
+    "read_landmark_pair",
 ]
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def _check(case: Mapping[str, Any], spatial_dims: int | None, known: dict[tuple[
         named = labels[0] if isinstance(labels[0], str) else "the label"
         raise InputError(f"{named}: a label of one image cannot be compared; give that of the other image too.")
     assert spatial_dims is not None
-    _check_landmarks(case, grids, spatial_dims)
+    _check_landmarks(case, grids)
     return spatial_dims
 
 
@@ -249,19 +250,38 @@ def load_pairs(table: str | Path) -> list[dict[str, str]]:
     return cases
 
 
-def _check_landmarks(case: Mapping[str, str], grids: Sequence[Grid], spatial_dims: int) -> None:
+def _check_landmarks(case: Mapping[str, str], grids: Sequence[Grid]) -> None:
     paths = [case[f"{side}_landmarks"] for side in _SIDES if f"{side}_landmarks" in case]
     if not paths:
         return
     if len(paths) == 1:
         raise InputError(f"{paths[0]}: landmarks of one image cannot be compared; give those of the other image too.")
+    read_landmark_pair(paths, grids, case.get("landmark_space", ""))
+
+
+def read_landmark_pair(
+    paths: Sequence[str | os.PathLike[str]], grids: Sequence[Grid], space: str
+) -> tuple[Landmarks, Landmarks]:
+    """Read the landmarks of fixed and of moving, check them against their images, and pair them up by label.
+
+    Args:
+        paths: the files of fixed and of moving.
+        grids: of the images of fixed and of moving.
+        space: frame of files that do not say it, as :func:`~.landmarks.read_landmarks` takes it.
+
+    Returns:
+        Both sets, positions (N, D), RAS, mm, in the order of fixed.
+
+    Raises:
+        InputError: if a file is unusable, a landmark lies outside of its image, or the two do not pair up.
+    """
     read: list[Landmarks] = []
     for path, grid in zip(paths, grids, strict=True):
-        landmarks = read_landmarks(path, case.get("landmark_space", ""), grid.affine)
-        found = landmarks.positions.shape[1]
-        if found != spatial_dims:
+        landmarks = read_landmarks(path, space, grid.affine)
+        found, axes = landmarks.positions.shape[1], len(grid.shape)
+        if found != axes:
             raise InputError(
-                f"{path}: has {found} coordinates a row where its image has {spatial_dims} axes; "
+                f"{path}: has {found} coordinates a row where its image has {axes} axes; "
                 "give the landmarks of this image."
             )
         try:
@@ -270,7 +290,7 @@ def _check_landmarks(case: Mapping[str, str], grids: Sequence[Grid], spatial_dim
             raise InputError(f"{path}: {error}") from error
         read.append(landmarks)
     try:
-        match_landmarks(*read)
+        return match_landmarks(*read)
     except InputError as error:
         raise InputError(f"{paths[0]} and {paths[1]}: {error}") from error
 

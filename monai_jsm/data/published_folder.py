@@ -13,10 +13,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monai_jsm.data.datalist import DATALIST_NAME, SECTIONS
+from monai_jsm.data.datalist import DATALIST_NAME, SECTIONS, read_landmark_pair
 from monai_jsm.data.errors import InputError
 from monai_jsm.data.images import Grid
-from monai_jsm.data.landmarks import Landmarks, check_inside, match_landmarks, read_landmarks, write_landmarks
+from monai_jsm.data.landmarks import write_landmarks
 
 __all__ = [
     "Case",
@@ -138,23 +138,7 @@ def write_landmark_pair(
     Raises:
         InputError: if a file is unusable, a landmark lies outside of its image, or the two do not pair up.
     """
-    read: list[Landmarks] = []
-    for path, grid in zip(paths, grids, strict=True):
-        landmarks = read_landmarks(path, space, grid.affine)
-        if landmarks.positions.shape[1] != len(grid.shape):
-            raise InputError(
-                f"{path}: has {landmarks.positions.shape[1]} coordinates a row where its image has {len(grid.shape)} "
-                "axes; give the landmarks of this image."
-            )
-        try:
-            check_inside(landmarks, grid.shape, grid.affine)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        read.append(landmarks)
-    try:
-        matched = match_landmarks(*read)
-    except InputError as error:
-        raise InputError(f"{paths[0]} and {paths[1]}: {error}") from error
+    matched = read_landmark_pair(paths, grids, space)
     (folder / case_id).mkdir(exist_ok=True)
     entries = {}
     for side, landmarks, grid in zip(("fixed", "moving"), matched, grids, strict=True):
