@@ -54,6 +54,15 @@ def test_cases_come_with_absolute_paths_and_the_declared_frame(datalist_factory,
     check_cases(cases, spatial_dims)
 
 
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_an_outlier_of_one_image_alone_is_located_and_passes(datalist_factory, side):
+    folder = datalist_factory()
+    plain = load_datalist(folder, "training")[1]
+    edit(folder, set_in_case(f"{side}_outlier", f"training_1/{side}_label.nii.gz"))
+    case = load_cases(folder, "training", 2)[1]
+    assert case == plain | {f"{side}_outlier": plain[f"{side}_label"]}
+
+
 def test_loading_cases_reads_their_files(datalist_factory, one_sentence):
     folder = datalist_factory(3, cases_per_section=1)
     cases = load_datalist(folder, "testing")
@@ -246,6 +255,11 @@ def empty_mask(case):
     return case["moving_mask"]
 
 
+def outlier_of_the_other_grid(case):
+    case["fixed_outlier"] = case["moving_label"]
+    return case["fixed_outlier"]
+
+
 def drop_landmarks(case):
     del case["moving_landmarks"]
     return case["fixed_landmarks"]
@@ -263,6 +277,7 @@ def pair_of_files(damage):
         (replace_image("moving", lambda array, affine: (array[..., None, None], affine)), "one scalar image of 3 axes"),
         (swap_labels, "has 26 x 27 x 22 voxels where its image has 24 x 28 x 20"),
         (empty_mask, "is an empty mask"),
+        (outlier_of_the_other_grid, "has 26 x 27 x 22 voxels where its image has 24 x 28 x 20"),
         (drop_landmarks, "landmarks of one image cannot be compared"),
         (replace_text("fixed_landmarks", "label,x,y,z", "label,x,y,t"), "columns must be named"),
         (replace_text("moving_landmarks", "\na,-", "\na,-99"), "1 of 5 landmarks lie outside of the image ('a')"),

@@ -218,6 +218,24 @@ def test_known_fields_are_all_for_testing_and_copied_as_they_are(tmp_path):
     check_cases(load_datalist(tmp_path / "out", "testing"), 2)
 
 
+def test_an_outlier_of_a_known_field_belongs_to_the_image_that_carries_it(tmp_path):
+    (tmp_path / "source").mkdir()
+    write_known_field(tmp_path / "source", ("a", "b", "c"))
+    (tmp_path / "source" / "cases.csv").write_text("case,carrier\na,fixed\nb,\nc,moving\n")
+    for name in "ac":
+        outlier = nib.Nifti1Image(np.eye(20, 24, dtype=np.uint8), np.diag([1.5, -1.2, 1, 1]))
+        nib.save(outlier, tmp_path / "source" / name / "outlier.nii.gz")
+    prepare_known_field(tmp_path / "source", tmp_path / "out")
+    cases = load_datalist(tmp_path / "out", "testing")
+    assert [[key for key in case if key.endswith("outlier")] for case in cases] == [
+        ["fixed_outlier"],
+        [],
+        ["moving_outlier"],
+    ]
+    assert cases[2]["moving_outlier"] == str(tmp_path / "out" / "c" / "outlier.nii.gz")
+    check_cases(cases, 2)
+
+
 def test_published_known_fields_keep_their_initial_error(shared_data, tmp_path):
     prepare_known_field(shared_data / "known_field", tmp_path / "out")
     cases = load_datalist(tmp_path / "out", "testing")
@@ -340,6 +358,11 @@ def idx(folder):
             "must be a CSV table with a column",
         ),
         (prepare_known_field, damaged("cases.csv", write_known_field, b"case\n"), "must name one or more folders"),
+        (
+            prepare_known_field,
+            damaged("cases.csv", write_known_field, b"case,carrier\ncase_000,both\n"),
+            "must say fixed, moving or nothing in its column carrier",
+        ),
         (
             prepare_known_field,
             damaged("cases.csv", write_known_field, b"case\n../up\n"),

@@ -57,8 +57,10 @@ def load_datalist(folder: str | Path, section: str, allow_outside: bool = False)
 
     Returns:
         One dictionary a case: its ``id``, ``fixed_image`` and ``moving_image``, those of ``fixed_label``,
-        ``moving_label``, ``fixed_mask``, ``moving_mask``, ``fixed_landmarks`` and ``moving_landmarks`` that it has,
-        and always ``landmark_space``, empty where the list does not declare it.
+        ``moving_label``, ``fixed_mask``, ``moving_mask``, ``fixed_landmarks``, ``moving_landmarks``,
+        ``fixed_outlier`` and ``moving_outlier`` that it has, and always ``landmark_space``, empty where the list does
+        not declare it. An outlier is a label on the grid of its image, not zero where what the image shows has no
+        counterpart in the other; registration does not see it, errors are told by the distance to it.
 
     Raises:
         ValueError: if there is no such section.
@@ -149,7 +151,8 @@ def check_case(case: Mapping[str, Any], spatial_dims: int | None = None) -> int:
     """Read every file of one case in full and refuse the first that cannot be used.
 
     Args:
-        case: as :func:`load_datalist` returns it; images, labels and masks may be in memory, MetaTensor (1, *S).
+        case: as :func:`load_datalist` returns it; images, labels, masks and outliers may be in memory, MetaTensor
+            (1, *S).
         spatial_dims: D; by default what the fixed image has.
 
     Returns:
@@ -177,7 +180,7 @@ def _check(case: Mapping[str, Any], spatial_dims: int | None, known: dict[tuple[
                 f"{image if isinstance(image, str) else f'the {side} image'}: is {len(grid.shape)}D where "
                 f"{spatial_dims}D images are registered; give two images of the same number of axes."
             )
-        for kind, check in (("label", check_label), ("mask", check_mask)):
+        for kind, check in (("label", check_label), ("mask", check_mask), ("outlier", check_label)):
             given = case.get(f"{side}_{kind}")
             if isinstance(given, str):
                 check(given, spatial_dims, grid)

@@ -65,11 +65,13 @@ def prepare_known_field(source: str | Path, output: str | Path) -> None:
     """Pairs deformed by a known field become a datalist whose cases are all for testing.
 
     Files are copied as they are, with ``cases.csv`` and, where a case has one, ``outlier.nii.gz``: the region of a
-    structure that only one of its images shows.
+    structure that only one of its images shows. It becomes the entry ``fixed_outlier`` or ``moving_outlier``.
 
     Args:
         source: folder of ``cases.csv``, whose column ``case`` names folders of ``fixed.nii.gz``, ``moving.nii.gz``
-            (2D), ``fixed_landmarks.csv`` and ``moving_landmarks.csv`` (label,x,y in voxels, the first at 0).
+            (2D), ``fixed_landmarks.csv`` and ``moving_landmarks.csv`` (label,x,y in voxels, the first at 0). Its column
+            ``carrier``, where it has one, says whether ``outlier.nii.gz`` belongs to "fixed" or "moving", or is empty
+            where both images show the same.
         output: the folder to make.
 
     Raises:
@@ -79,17 +81,27 @@ def prepare_known_field(source: str | Path, output: str | Path) -> None:
     table = source / "cases.csv"
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
-            names = [row["case"] for row in csv.DictReader(stream)]
+            rows = list(csv.DictReader(stream))
+        names = [row["case"] for row in rows]
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         raise InputError(f"{table}: must be a CSV table with a column case; name the folder that holds it.") from error
     if not names or len(set(names)) < len(names) or not all(re.fullmatch(r"\w[\w.-]*", name or "") for name in names):
         raise InputError(f"{table}: must name one or more folders, each once, in its column case; correct it.")
+    carriers = [row.get("carrier") or "" for row in rows]
+    if not set(carriers) <= {"", "fixed", "moving"}:
+        raise InputError(f"{table}: must say fixed, moving or nothing in its column carrier; correct it.")
     suffixes = {"image": ".nii.gz", "landmarks": "_landmarks.csv"}
     files = {f"{side}_{kind}": side + suffixes[kind] for kind in suffixes for side in ("fixed", "moving")}
+    cases = [
+        {"id": name}
+        | {key: f"{name}/{file}" for key, file in files.items()}
+        | ({f"{carrier}_outlier": f"{name}/outlier.nii.gz"} if carrier else {})
+        for name, carrier in zip(names, carriers, strict=True)
+    ]
     check_cases(
         [
-            {key: str(source / name / file) for key, file in files.items()} | {"landmark_space": "voxel0"}
-            for name in names
+            {key: str(source / value) for key, value in case.items() if key != "id"} | {"landmark_space": "voxel0"}
+            for case in cases
         ],
         spatial_dims=2,
     )
@@ -100,7 +112,6 @@ def prepare_known_field(source: str | Path, output: str | Path) -> None:
             optional = ["outlier.nii.gz"] if (source / name / "outlier.nii.gz").exists() else []
             for file in [*files.values(), *optional]:
                 shutil.copyfile(source / name / file, folder / name / file)
-        cases = [{"id": name} | {key: f"{name}/{file}" for key, file in files.items()} for name in names]
         description = "Cine MR slices deformed by a known field; half of the cases show a structure in one image only."
         write_datalist(folder, {"testing": cases}, description, spatial_dims=2, landmark_space="voxel0")
 
