@@ -1,0 +1,1 @@
+"""Methods that monai_jsm is measured against, one file each."""
