@@ -16,6 +16,8 @@ from monai_jsm.networks import DenseWarp, Stages
 
 __all__ = [
     "CharbonnierLoss",
+    "FieldLoss",
+    "GlobalCorrelationLoss",
     "GlobalToLocalLoss",
     "PublishedEnergyLoss",
     "SquaredLocalCorrelationLoss",
@@ -165,6 +167,65 @@ class CharbonnierLoss(_WeightedLoss):
             gradient = _gradient_magnitude(fixed) - _gradient_magnitude(warped)
             loss = loss + self.gradient_weight * _charbonnier(gradient, self.width)
         return loss
+
+
+class GlobalCorrelationLoss(nn.Module):
+    """One minus the normalised cross-correlation over a whole image, blind to gain and offset."""
+
+    def forward(self, warped: Tensor, fixed: Tensor) -> Tensor:
+        """Compare two images.
+
+        Args:
+            warped: (B, 1, *S).
+            fixed: (B, 1, *S).
+
+        Returns:
+            A scalar in [0, 2], the mean over the batch.
+
+        Example:
+            >>> image = torch.tensor([[[0.0, 1.0, 4.0]]])
+            >>> round(GlobalCorrelationLoss()(2 * image + 1, image).item(), 5)
+            0.0
+        """
+        warped, fixed = warped.float().flatten(1), fixed.float().flatten(1)
+        warped, fixed = warped - warped.mean(1, keepdim=True), fixed - fixed.mean(1, keepdim=True)
+        return 1 - F.cosine_similarity(warped, fixed).mean()
+
+
+class FieldLoss(nn.Module):
+    """Loss of a network that returns a field alone, trained without labels: similarity and smoothness.
+
+    Args:
+        similarity: called with ``(warped, fixed)``, for instance :class:`SquaredLocalCorrelationLoss` or ``MSELoss``.
+        regulariser: called with a field (B, D, *S) in voxels, for instance MONAI's ``DiffusionLoss``; None for none.
+        smooth_weight: weight of the regulariser.
+    """
+
+    def __init__(
+        self,
+        similarity: nn.Module,
+        regulariser: Callable[[Tensor], Tensor] | None = None,
+        smooth_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.similarity = similarity
+        self.warp = DenseWarp()
+        self.regulariser = regulariser
+        self.smooth_weight = smooth_weight
+
+    def forward(self, ddf: Tensor, image: Tensor) -> Tensor:
+        """Evaluate the loss.
+
+        Args:
+            ddf: what the network returns for ``image``, (B, D, *S), voxels.
+            image: (B, 2, *S), ``[moving, fixed]``, intensities in [0, 1].
+
+        Returns:
+            A scalar.
+        """
+        moving, fixed = image.float().chunk(2, 1)
+        data = self.similarity(self.warp(moving, ddf), fixed)
+        return data if self.regulariser is None else data + self.smooth_weight * self.regulariser(ddf)
 
 
 class PublishedEnergyLoss(nn.Module):

@@ -20,10 +20,13 @@ from monai_jsm.saliency import JointSaliency, JointSaliencyBlock
 __all__ = [
     "PUBLISHED_LAYERS",
     "DenseWarp",
+    "Exponential",
     "GlobalToLocalNet",
     "PublishedLayers",
     "Stages",
+    "crop",
     "load_weights",
+    "pad_to_multiple",
     "released_weights",
 ]
 
@@ -86,8 +89,14 @@ class DenseWarp(nn.Module):
         return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-class _Exponential(nn.Module):
-    """Scaling and squaring of a stationary velocity field, or the identity with no steps."""
+class Exponential(nn.Module):
+    """Scaling and squaring of a stationary velocity field, or the identity with no steps.
+
+    Equal to :func:`monai_jsm.geometry.exponentiate`, but it scripts and keeps its grid.
+
+    Args:
+        steps: number of squarings.
+    """
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -95,6 +104,7 @@ class _Exponential(nn.Module):
         self.warp = DenseWarp()
 
     def forward(self, dvf: Tensor) -> Tensor:
+        """Flow over unit time of ``dvf``, both (B, D, *S), voxels of their own grid."""
         ddf = dvf / 2.0**self.steps
         for _ in range(self.steps):
             ddf = ddf + self.warp(ddf, ddf)
@@ -157,8 +167,8 @@ def _enlarge(field: Tensor, factor: int) -> Tensor:
     return F.interpolate(field, scale_factor=float(factor), mode=mode, align_corners=False)
 
 
-def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Repeat the far border until every axis is a multiple of ``multiple``."""
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the far border of an image (B, C, *S) until every axis is a multiple of ``multiple``."""
     padding: list[int] = []
     for axis in range(image.dim() - 1, 1, -1):
         padding += [0, -image.shape[axis] % multiple]
@@ -167,7 +177,8 @@ def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, padding, mode="replicate")
 
 
-def _crop(field: Tensor, shape: list[int]) -> Tensor:
+def crop(field: Tensor, shape: list[int]) -> Tensor:
+    """The first ``shape`` voxels of a field (B, D, *S), what stood before :func:`pad_to_multiple`."""
     for axis, size in enumerate(shape):
         field = field.narrow(axis + 2, 0, size)
     return field
@@ -186,35 +197,32 @@ class _ResidualStages(nn.Module):
         local_channels: Sequence[int],
         integration_steps: int,
         saliency: nn.Module,
+        saliency_input: bool,
     ) -> None:
         super().__init__()
         self.multiple = 2 ** max(len(global_channels), len(local_channels))
         self.global_net = _FlowUNet(spatial_dims, 2, global_channels, pool=2, output_level=1)
         self.saliency = saliency
+        self.saliency_input = saliency_input
         self.local_net = _FlowUNet(spatial_dims, 6 + spatial_dims, local_channels, pool=1, output_level=0)
-        self.exponential = _Exponential(integration_steps)
+        self.exponential = Exponential(integration_steps)
         self.warp = DenseWarp()
 
     def _integrate(self, dvf: Tensor, shape: list[int]) -> Tensor:
         """Displacement on the full grid of a velocity on the half grid, both in voxels of the full grid."""
-        return _crop(_enlarge(2 * self.exponential(dvf / 2), 2), shape)
+        return crop(_enlarge(2 * self.exponential(dvf / 2), 2), shape)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Stages:
         shape = list(fixed.shape[2:])
-        pair = _pad_to_multiple(torch.cat([moving, fixed], 1), self.multiple)
+        pair = pad_to_multiple(torch.cat([moving, fixed], 1), self.multiple)
         coarse_ddf = self._integrate(_enlarge(self.global_net(pair), 2), shape)
         warped = self.warp(moving, coarse_ddf)
         seen = self.saliency(fixed, warped)
-        evidence = [
-            fixed,
-            warped,
-            seen.joint_saliency,
-            seen.trust,
-            seen.saliency_fixed,
-            seen.saliency_warped,
-            coarse_ddf,
-        ]
-        residual = self._integrate(self.local_net(_pad_to_multiple(torch.cat(evidence, 1), self.multiple)), shape)
+        maps = torch.cat([seen.joint_saliency, seen.trust, seen.saliency_fixed, seen.saliency_warped], 1)
+        if not self.saliency_input:
+            maps = torch.zeros_like(maps)
+        evidence = torch.cat([fixed, warped, maps, coarse_ddf], 1)
+        residual = self._integrate(self.local_net(pad_to_multiple(evidence, self.multiple)), shape)
         ddf = residual + self.warp(coarse_ddf, residual)
         return _stages(ddf, coarse_ddf, warped, seen)
 
@@ -332,8 +340,8 @@ class _PublishedStages(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Stages:
         shape = list(fixed.shape[2:])
-        pair = _pad_to_multiple(torch.cat([moving, fixed], 1), self.multiple)
-        coarse_flow = _crop(self.global_net(pair), shape).float()
+        pair = pad_to_multiple(torch.cat([moving, fixed], 1), self.multiple)
+        coarse_flow = crop(self.global_net(pair), shape).float()
         coarse_ddf = -coarse_flow.flip(1)
         warped = self.warp(moving, coarse_ddf)
         seen = self.saliency(fixed, warped)
@@ -358,8 +366,10 @@ class GlobalToLocalNet(nn.Module):
         saliency: the block between the nets; None takes ``JointSaliencyBlock(spatial_dims)``, in the published
             architecture ``JointSaliencyBlock(spatial_dims, kind="published")``.
         arch: ``residual``, or ``published`` for the published networks, an ablation: the arguments above but
-            ``saliency`` do not apply to it.
+            ``saliency`` do not apply to it, nor does ``saliency_input``.
         published_layers: ``digit`` or ``cardiac``, which published layer list.
+        saliency_input: whether the local net sees saliency and trust; if not, an ablation, it sees zeros in their place
+            (as many parameters), while :class:`Stages` still holds the true maps, for a loss that weighs by them.
 
     Raises:
         ValueError: for an unknown ``arch``, ``published_layers`` or number of dimensions.
@@ -384,6 +394,7 @@ class GlobalToLocalNet(nn.Module):
         saliency: nn.Module | None = None,
         arch: str = "residual",
         published_layers: str = "digit",
+        saliency_input: bool = True,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -399,7 +410,9 @@ class GlobalToLocalNet(nn.Module):
             self.body: nn.Module = _PublishedStages(spatial_dims, PUBLISHED_LAYERS[published_layers], saliency)
         else:
             saliency = JointSaliencyBlock(spatial_dims) if saliency is None else saliency
-            self.body = _ResidualStages(spatial_dims, global_channels, local_channels, integration_steps, saliency)
+            self.body = _ResidualStages(
+                spatial_dims, global_channels, local_channels, integration_steps, saliency, saliency_input
+            )
 
     def stages(self, image: Tensor) -> Stages:
         """Register a batch and return every stage.

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -5,8 +6,11 @@ from hypothesis import strategies as st
 from monai.losses import BendingEnergyLoss, DiffusionLoss
 from scipy import ndimage
 
+from monai_jsm.geometry import warp
 from monai_jsm.losses import (
     CharbonnierLoss,
+    FieldLoss,
+    GlobalCorrelationLoss,
     GlobalToLocalLoss,
     PublishedEnergyLoss,
     SquaredLocalCorrelationLoss,
@@ -156,6 +160,36 @@ def test_trust_shields_the_loss_from_an_outlier():
         for strength in (0.0, 1.0)
     ]
     assert losses[1] < 0.5 * losses[0]
+
+
+@given(spatial_dims=st.sampled_from([2, 3]), seed=st.integers(0, 2**16))
+def test_the_global_correlation_is_numpys_and_the_mean_over_the_batch(spatial_dims, seed):
+    warped, fixed = images(spatial_dims, seed)
+    expected = [1 - np.corrcoef(w.flatten(), f.flatten())[0, 1] for w, f in zip(warped, fixed, strict=True)]
+    assert GlobalCorrelationLoss()(warped, fixed).item() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_a_flat_image_has_no_global_correlation_and_a_finite_gradient():
+    warped, fixed = images(2, 0)
+    warped = torch.full_like(warped, 0.3).requires_grad_()
+    loss = GlobalCorrelationLoss()(warped, fixed)
+    loss.backward()
+    assert loss.item() == pytest.approx(1, abs=1e-4)
+    assert warped.grad.isfinite().all()
+
+
+def test_the_loss_of_a_field_is_least_for_the_true_motion_and_counts_its_roughness():
+    moving, _ = images(2, 4)
+    ddf = torch.zeros(2, 2, *SHAPES[2])
+    ddf[:, 1] = 3  # fixed is moving, three columns on
+    image = torch.cat([moving, warp(moving, ddf)], 1)
+    loss = FieldLoss(torch.nn.MSELoss())
+    assert loss(ddf, image).item() == pytest.approx(0, abs=1e-9)
+    assert loss(-ddf, image) > 0.05
+    assert loss(ddf.flip(1), image) > 0.05
+    bent = ddf + 0.1 * torch.rand(ddf.shape, generator=torch.Generator().manual_seed(5))
+    regularised = FieldLoss(torch.nn.MSELoss(), DiffusionLoss(), 2.0)
+    torch.testing.assert_close(regularised(bent, image), loss(bent, image) + 2 * DiffusionLoss()(bent))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,8 +3,8 @@ import torch
 from monai.networks.blocks import Warp
 
 from monai_jsm.data import InputError
-from monai_jsm.geometry import compose, jacobian_determinant, warp
-from monai_jsm.networks import DenseWarp, GlobalToLocalNet, Stages, load_weights
+from monai_jsm.geometry import compose, exponentiate, jacobian_determinant, warp
+from monai_jsm.networks import DenseWarp, Exponential, GlobalToLocalNet, Stages, load_weights
 
 SHAPES = {2: (40, 33), 3: (20, 33, 17)}
 SMALL = {"global_channels": (4, 6, 6), "local_channels": (4, 6)}
@@ -112,6 +112,32 @@ def test_without_integration_the_velocity_is_the_displacement():
     network = awake(GlobalToLocalNet(2, **SMALL, integration_steps=0))
     velocity = torch.randn(1, 2, 10, 12, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(network.body.exponential(velocity), velocity)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_without_saliency_input_the_local_net_sees_zeros_while_the_stages_hold_the_true_maps(spatial_dims):
+    torch.manual_seed(0)
+    network = awake(GlobalToLocalNet(spatial_dims, **SMALL))
+    blind = GlobalToLocalNet(spatial_dims, **SMALL, saliency_input=False)
+    blind.load_state_dict(network.state_dict())  # as many parameters, of the same names
+    image = smooth_pairs(2, spatial_dims)
+    seen: list[torch.Tensor] = []
+    hook = blind.body.local_net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    ours, theirs = network.stages(image), blind.stages(image)
+    assert seen[0][:, 2:6].abs().max() == 0
+    assert seen[0].shape[1] == 6 + spatial_dims
+    for name in ("coarse_ddf", "warped", "joint_saliency", "trust"):
+        torch.testing.assert_close(getattr(theirs, name), getattr(ours, name), rtol=0, atol=0)
+    assert theirs.trust.std() > 0
+    assert (theirs.ddf - ours.ddf).abs().max() > 1e-3
+    hook.remove()  # a script takes no lambda
+    torch.testing.assert_close(torch.jit.script(blind)(image), theirs.ddf, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, 7])
+def test_the_exponential_is_that_of_geometry(steps):
+    dvf = 3 * smooth_pairs(2, 2)
+    torch.testing.assert_close(Exponential(steps)(dvf), exponentiate(dvf, steps), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("maps", ["joint_saliency", "trust", "saliency_warped"])
