@@ -1,5 +1,6 @@
 # make demo: train on the phantom, evaluate, register its testing pairs, write the reports.
 # make weights MONAI_JSM_DATA=DIR: train the released weights again, and print their figures on the validation split.
+# make comparators MONAI_JSM_DATA=DIR: train the comparing networks whose weights are missing (many hours).
 # make results MONAI_JSM_DATA=DIR: print the figures of docs/results.md, on published data in DIR.
 # make examples MONAI_JSM_DATA=DIR: register a histology, a DICOM and a tumour pair of DIR, as docs/results.md shows them.
 # make test: lint, types, doctests, tests. Both make the environment themselves.
@@ -12,7 +13,7 @@ BUNDLE := $(BIN)/python -W ignore -m monai.bundle run
 TRAIN := bundle/configs/train.json
 EPOCHS ?= 60
 
-.PHONY: demo weights results examples test lint clean runs/cine-data runs/known-field-data
+.PHONY: demo weights comparators results examples test lint clean runs/cine-data runs/known-field-data
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +46,28 @@ weights: runs/cine-data
 		--dataset_dir runs/cine-data --ckpt_path runs/cine/model.pt --output_dir runs/cine-validation
 	$(BIN)/monai-jsm report runs/cine-validation
 	sha256sum runs/cine/model.pt
+
+# As many steps of four pairs as the released weights had at most: 150 epochs of cine, 13 of digits.
+COMPARATORS := bundle/models/comparators
+ABLATIONS := dirnet voxelmorph_mse voxelmorph_ncc published ours_plain ours_trust ours_both
+comparators: $(ABLATIONS:%=$(COMPARATORS)/cine/%.pt) $(ABLATIONS:%=$(COMPARATORS)/digits/%.pt) \
+		$(COMPARATORS)/digits/ours_saliency.pt
+
+$(COMPARATORS)/cine/%.pt: | $(VENV)/installed
+	test -d runs/cine-data || $(BIN)/monai-jsm prepare sunnybrook $(MONAI_JSM_DATA)/sunnybrook_cine runs/cine-data
+	rm -rf runs/comparators/cine/$*
+	$(BUNDLE) training --config_file "['$(TRAIN)','bundle/configs/comparators/$*.json']" --dataset_dir runs/cine-data \
+		--output_dir runs/comparators/cine/$* --max_epochs 150
+	mkdir -p $(@D)
+	cp runs/comparators/cine/$*/model.pt $@
+
+$(COMPARATORS)/digits/%.pt: | $(VENV)/installed
+	test -d runs/digits-data || $(BIN)/monai-jsm prepare mnist $(MONAI_JSM_DATA)/mnist runs/digits-data
+	rm -rf runs/comparators/digits/$*
+	$(BUNDLE) training --config_file "['$(TRAIN)','bundle/configs/comparators/$*.json']" --dataset_dir runs/digits-data \
+		--output_dir runs/comparators/digits/$* --max_epochs 13 --val_interval 1
+	mkdir -p $(@D)
+	cp runs/comparators/digits/$*/model.pt $@
 
 results: runs/cine-data runs/known-field-data
 	rm -rf runs/results
