@@ -653,17 +653,35 @@ class Registrar:
         """
         started = time.monotonic()
         spatial_dims = check_case(case)
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network = self._network(spatial_dims, device)
+        device = self._device()
+        self._network(spatial_dims, device)  # what it refuses, it refuses before any image is read
         steps: list[Callable[[Any], Any]] = [
             *preprocessing(spatial_dims, self.affine, self.seed).transforms,
-            lambda pair: pair | _predicted(pair, network, device),
-            *postprocessing(spatial_dims, self.refine, device).transforms,
+            self.find_field,
+            *postprocessing(spatial_dims, refine=False).transforms,
         ]
         pair: dict[Any, Any] = dict(case)
         for step in with_progress(steps, f"registering {case['id']}"):
             pair = step(pair)
         return self._result(case, pair, time.monotonic() - started)
+
+    def find_field(self, pair: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Find the field of a pair that :func:`preprocessing` prepared: network, then instance optimisation.
+
+        Args:
+            pair: on one grid, pre-aligned, intensities in [0, 1].
+
+        Returns:
+            The pair with ``pred``, (D, *S), voxels; the affine pre-alignment is not yet in it.
+        """
+        device = self._device()
+        network = self._network(pair["fixed_image"].dim() - 1, device)
+        found: dict[Hashable, Any] = dict(pair)
+        found.update(_predicted(pair, network, device))
+        return RefineFieldd(device)(found) if self.refine else found
+
+    def _device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def _network(self, spatial_dims: int, device: torch.device) -> nn.Module | None:
         if spatial_dims not in self._networks:

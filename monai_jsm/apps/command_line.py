@@ -53,15 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_prepare(commands)
 
-    benchmark = _add_command(
-        commands,
-        "benchmark",
-        "time our pieces beside the methods they are measured against",
-        "monai-jsm benchmark --suite speed --output runs/speed",
-        _benchmark,
-    )
-    benchmark.add_argument("--suite", choices=["speed"], required=True, help="what to measure")
-    benchmark.add_argument("--output", type=Path, metavar="DIR", help="folder to write the table to as well")
+    _add_benchmark(commands)
 
     report = _add_command(
         commands,
@@ -246,6 +238,50 @@ def _add_data_set(data_sets: argparse._SubParsersAction, name: str, purpose: str
     return parser
 
 
+def _add_benchmark(commands: argparse._SubParsersAction) -> None:
+    benchmark = _add_command(
+        commands,
+        "benchmark",
+        "measure us and the methods that others use on the same pairs",
+        "monai-jsm benchmark --suite phantom --methods identity,demons,ours --output runs/benchmark",
+        _benchmark,
+    )
+    benchmark.add_argument(
+        "--suite",
+        metavar="S",
+        help="one or several with commas between them: digits, digits-outlier, phantom, known-field, cine, histology, "
+        "hippocampus, brain3d, brain-tumour, lung; 2d or 3d for all of these; published for the ten and ten cases of "
+        "the published figure; or speed, the time of our pieces against their budgets",
+    )
+    benchmark.add_argument("--dataset-dir", type=Path, metavar="DIR", help="instead: a folder with a datalist.json")
+    benchmark.add_argument(
+        "--methods", default="", metavar="A,B", help="rows, with commas between them, or all (default; see --list)"
+    )
+    benchmark.add_argument("--list", action="store_true", help="print the names of suites and methods, and end")
+    benchmark.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of tables and plots; what is done already in it is kept"
+    )
+    benchmark.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("MONAI_JSM_DATA"),
+        metavar="DIR",
+        help="published data sets that suites are made of (default: the environment's MONAI_JSM_DATA)",
+    )
+    benchmark.add_argument(
+        "--section", choices=["testing", "validation"], default="testing", help="of the datalist (default testing)"
+    )
+    benchmark.add_argument("--cases", type=_positive, metavar="N", help="only the first N cases of each suite")
+    benchmark.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes at once (default 1)")
+    benchmark.add_argument(
+        "--affine", choices=["auto", "none"], help="pre-alignment of all rows on a --dataset-dir (default auto)"
+    )
+    benchmark.add_argument("--weights", type=Path, metavar="FILE", help="of our own rows; by default the released ones")
+    benchmark.add_argument(
+        "--allow-outside", action="store_true", help="a datalist may name files outside of its folder"
+    )
+
+
 def _add_command(
     commands: argparse._SubParsersAction,
     name: str,
@@ -263,6 +299,13 @@ def _add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = _count(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def _count(text: str) -> int:
@@ -405,9 +448,40 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
-    from monai_jsm.benchmark import speed_suite
+    from monai_jsm.benchmark import describe, named_suites, own_suite, run_benchmark, speed_suite
 
-    print(speed_suite(arguments.output))
+    if arguments.list:
+        print(describe())
+        return
+    if bool(arguments.suite) == bool(arguments.dataset_dir):
+        raise InputError("monai-jsm benchmark: needs data to measure on; give either --suite or --dataset-dir.")
+    if arguments.suite == "speed":
+        print(speed_suite(arguments.output))
+        return
+    if not arguments.output:
+        raise InputError("monai-jsm benchmark: needs a folder for the results; give --output.")
+    if arguments.affine and arguments.suite:
+        raise InputError("--affine: is for --dataset-dir, since a suite states its own pre-alignment; leave it out.")
+    if arguments.weights and not arguments.weights.is_file():
+        raise InputError(f"{arguments.weights}: there is no such file; give the model.pt that a training wrote.")
+    if arguments.suite:
+        suites = named_suites(arguments.suite)
+    else:
+        suites = [own_suite(arguments.dataset_dir, arguments.affine or "auto")]
+    tables = run_benchmark(
+        suites,
+        arguments.methods,
+        arguments.output,
+        data=arguments.data,
+        dataset_dir=arguments.dataset_dir,
+        section=arguments.section,
+        limit=arguments.cases,
+        published=arguments.suite == "published",
+        jobs=arguments.jobs,
+        weights=arguments.weights,
+        allow_outside=arguments.allow_outside,
+    )
+    print(tables)
 
 
 def _report(arguments: argparse.Namespace) -> None:
