@@ -1,6 +1,7 @@
 # make demo: train on the phantom, evaluate, register its testing pairs, write the reports.
 # make weights MONAI_JSM_DATA=DIR: train the released weights again, and print their figures on the validation split.
 # make comparators MONAI_JSM_DATA=DIR: train the comparing networks whose weights are missing (many hours).
+# make benchmark MONAI_JSM_DATA=DIR [SUITES=2d JOBS=2]: every method on every pair, into runs/benchmark and docs/benchmark.md.
 # make results MONAI_JSM_DATA=DIR: print the figures of docs/results.md, on published data in DIR.
 # make examples MONAI_JSM_DATA=DIR: register a histology, a DICOM and a tumour pair of DIR, as docs/results.md shows them.
 # make test: lint, types, doctests, tests. Both make the environment themselves.
@@ -13,7 +14,7 @@ BUNDLE := $(BIN)/python -W ignore -m monai.bundle run
 TRAIN := bundle/configs/train.json
 EPOCHS ?= 60
 
-.PHONY: demo weights comparators results examples test lint clean runs/cine-data runs/known-field-data
+.PHONY: demo weights comparators benchmark results examples test lint clean runs/cine-data runs/known-field-data
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +69,15 @@ $(COMPARATORS)/digits/%.pt: | $(VENV)/installed
 		--output_dir runs/comparators/digits/$* --max_epochs 13 --val_interval 1
 	mkdir -p $(@D)
 	cp runs/comparators/digits/$*/model.pt $@
+
+SUITES ?= 2d
+JOBS ?= 2
+benchmark: $(VENV)/installed
+	$(BIN)/monai-jsm benchmark --suite $(SUITES) --methods all --jobs $(JOBS) --data $(MONAI_JSM_DATA) \
+		--output runs/benchmark > /dev/null
+	$(BIN)/monai-jsm benchmark --suite published --jobs $(JOBS) --data $(MONAI_JSM_DATA) \
+		--output runs/benchmark/published > /dev/null
+	$(BIN)/python docs/fill_benchmark.py runs/benchmark
 
 results: runs/cine-data runs/known-field-data
 	rm -rf runs/results
