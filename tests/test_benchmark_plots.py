@@ -130,6 +130,17 @@ def test_errors_are_averaged_by_distance_to_the_outlier():
     np.testing.assert_allclose(whiskers[:, :3], 0)  # every case is the same
 
 
+def test_whiskers_are_over_subjects_where_these_are_known():
+    unknown = made(ROWS[-1:], cases=20)
+    alone, few = ([replace(result, subject=f"s{i % count}") for i, result in enumerate(unknown)] for count in (20, 5))
+    whiskers = [_by_trust(results, "mm")[1][1] for results in (unknown, alone, few)]
+    assert np.isfinite(whiskers[0]).all()
+    np.testing.assert_array_equal(whiskers[0], whiskers[1])
+    assert np.isnan(whiskers[2]).all()  # there is no interval of five subjects
+    assert np.isnan(_by_distance(few, "mm")[1]).all()
+    assert np.isfinite(_by_distance(unknown, "mm")[1][:, -2]).all()
+
+
 def test_trust_is_cut_into_tenths_with_their_error_and_share_below_one_voxel():
     trust = np.random.default_rng(0).permutation(100) / 99
     rows = [{"trust": t, "after_mm": 3 - 2 * t, "after_voxel": 1.5 - t} for t in trust]
@@ -164,6 +175,17 @@ def test_labels_of_points_at_one_place_do_not_cover_one_another():
     assert "1 - Dice" in figure.axes[0].get_ylabel()
 
 
+def test_the_time_axis_says_what_its_least_value_stands_for():
+    instant = [replace(r, seconds=0.0) if r.method == "identity" else r for r in made()]
+    panel = draw_time(instant, ROWS, "voxel").axes[0]
+    assert (
+        panel.get_xlabel()
+        == "seconds a pair with its pre-alignment, median (logarithmic; 0.001 stands for all that takes less)"
+    )
+    assert min(line.get_xdata()[0] for line in panel.lines if len(line.get_xdata()) == 1) == 0.001
+    assert draw_time(made(), ROWS, "voxel").axes[0].get_xlabel().endswith("median (logarithmic)")
+
+
 def test_a_method_looks_the_same_whatever_other_families_ran_beside_it():
     every, few = _styles(ROWS, "ours"), _styles(ROWS[1:], "ours")
     assert all(every[name] == few[name] for name, _ in ROWS[1:])
@@ -177,3 +199,5 @@ def test_the_published_figure_has_a_panel_a_suite(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     assert published_figure(tmp_path / "none.png", {"Digits": made(), "Labels": made(landmarks=0)}, ROWS) is None
     assert not (tmp_path / "none.png").exists()
+    assert published_figure(path, {"Digits": made(landmarks=0)}, ROWS) is None
+    assert list(path.parent.iterdir()) == []  # the one of other results

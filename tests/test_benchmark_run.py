@@ -1,5 +1,8 @@
 import json
 import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -7,13 +10,17 @@ import pytest
 import torch
 
 from monai_jsm.apps.command_line import main
+from monai_jsm.baselines import identity
 from monai_jsm.benchmark import named_suites, own_suite, run_benchmark
 from monai_jsm.benchmark.methods import METHODS, Method, choose_methods
 from monai_jsm.benchmark.results import CaseResult, read_result, write_result
-from monai_jsm.benchmark.run import run_suite
+from monai_jsm.benchmark.run import _prepare, run_suite
 from monai_jsm.data import load_cases
 from monai_jsm.data.errors import InputError
-from monai_jsm.registration import Registrar
+from monai_jsm.data.results import file_hash
+from monai_jsm.networks import released_weights
+from monai_jsm.refinement import refine
+from monai_jsm.registration import Registrar, preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +51,22 @@ def test_our_row_is_what_register_gives(folder, tmp_path):
 
 def test_refinement_from_the_same_field_is_the_same_in_every_row(folder, tmp_path):
     """The released network is the row trained with saliency as input, so refining either must end at the same field."""
-    first = run_suite(own_suite(folder, "none"), methods("ours-saliency-io", "ours"), folder, tmp_path)
-    released, trained = first[0].measures, first[2].measures
-    assert released == trained
+    trained, _, released, _ = run_suite(
+        own_suite(folder, "none"), methods("ours-saliency-io", "ours"), folder, tmp_path
+    )
+    assert released.measures == trained.measures
+    assert released.landmarks == trained.landmarks
+
+
+def test_refinement_goes_on_from_the_field_of_its_own_row(folder, tmp_path):
+    case = load_cases(folder, "testing", 2)[0]
+    pair = preprocessing(2, "none")(case)
+    found = METHODS["ours-untrained"].runner("cine")(pair)["pred"]
+    images = [pair[f"{side}_image"].as_tensor()[None] for side in ("fixed", "moving")]
+    inside = torch.ones_like(images[0])
+    expected = refine(*images, torch.zeros(1, 2, *images[0].shape[2:]), inside, spacing=(1.0, 1.0))[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - METHODS["ours"].runner("cine")(pair)["pred"]).abs().max() > 1e-3
 
 
 def test_without_registration_nothing_changes(folder, tmp_path):
@@ -81,14 +101,58 @@ def test_what_is_done_is_not_done_again_until_it_changes(folder, tmp_path, monke
     assert run_suite(other, rows, folder, tmp_path)[0].fingerprint != first[0].fingerprint
 
 
-def test_a_method_that_fails_is_a_row_with_its_reason_and_is_tried_again(folder, tmp_path, monkeypatch):
-    import monai_jsm.baselines.identity as identity
+@pytest.mark.parametrize("changed", ["image", "source", "weights", "library"])
+def test_a_result_is_done_again_when_what_decides_it_has_changed(changed, folder, tmp_path, monkeypatch):
+    place = tmp_path / "data"
+    shutil.copytree(folder, place)
+    suite, rows = own_suite(place, "none"), methods("ours-network")
+    before = [r.fingerprint for r in run_suite(suite, rows, place, tmp_path / "o")]
+    weights = None
+    if changed == "image":
+        path = load_cases(place, "testing", 2)[0]["moving_image"]
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(image.get_fdata() + 1, image.affine), path)
+    elif changed == "source":
+        true_hash = file_hash
+        fake = lambda path: "other" if Path(path).name == "metrics.py" else true_hash(path)  # noqa: E731
+        monkeypatch.setattr("monai_jsm.benchmark.methods.file_hash", fake)
+    elif changed == "weights":
+        weights = tmp_path / "model.pt"
+        torch.save({k: v * 1.01 for k, v in torch.load(released_weights(2), weights_only=True).items()}, weights)
+    else:
+        monkeypatch.setattr("monai_jsm.benchmark.methods._versions", lambda: {"torch": "9"})
+    after = [r.fingerprint for r in run_suite(suite, rows, place, tmp_path / "o", weights=weights)]
+    assert before[0] != after[0]
+    assert (before[1] == after[1]) == (changed == "image")  # of the other case nothing has changed
 
+
+def test_our_source_decides_our_rows_and_not_the_others(folder):
+    names = {name: {path.name for path in METHODS[name]._sources()} for name in METHODS}
+    assert {"refinement.py", "networks.py", "run.py", "metrics.py"} <= names["ours"] & names["voxelmorph-ncc-io"]
+    assert "refinement.py" not in names["voxelmorph-ncc"] | names["demons"]
+    assert {"demons.py", "syn.py", "run.py", "metrics.py", "prealignment.py"} <= names["demons"]
+    assert {"dirnet.py", "learned.py", "networks.py"} <= names["dirnet"]
+
+
+def test_masks_help_no_row(folder, tmp_path):
+    place = tmp_path / "data"
+    shutil.copytree(folder, place)
+    suite, rows = own_suite(place, "none"), methods("ours")
+    (without, *_) = run_suite(suite, rows, place, tmp_path / "a")
+    image = nib.load(load_cases(place, "testing", 2)[0]["fixed_image"])
+    mask = np.zeros(image.shape, np.uint8)
+    mask[:20] = 1
+    nib.save(nib.Nifti1Image(mask, image.affine), place / "mask.nii.gz")
+    datalist = json.loads((place / "datalist.json").read_text())
+    datalist["testing"][0]["fixed_mask"] = "mask.nii.gz"
+    (place / "datalist.json").write_text(json.dumps(datalist))
+    (with_mask, *_) = run_suite(suite, rows, place, tmp_path / "b")
+    assert with_mask.measures == without.measures
+
+
+def test_a_method_that_fails_is_a_row_with_its_reason_and_is_tried_again(folder, tmp_path, monkeypatch):
     def fail(fixed, moving, spacing):
         raise InputError("antspyx: is not installed; pip install antspyx.")
-
-    def spoil(fixed, moving, spacing):
-        return torch.full((1, 2, *fixed.shape[2:]), math.nan)
 
     suite, rows, ours = own_suite(folder, "none"), methods("identity"), methods("ours-network")
     with monkeypatch.context() as patch:
@@ -99,9 +163,50 @@ def test_a_method_that_fails_is_a_row_with_its_reason_and_is_tried_again(folder,
         assert results[0].failure == "antspyx: is not installed; pip install antspyx."
         assert math.isnan(results[0].seconds)
     assert not any(r.failure for r in run_suite(suite, rows, folder, tmp_path))
-    monkeypatch.setattr(identity, "register", spoil)
+
+
+@pytest.mark.parametrize(
+    ("field", "told"),
+    [
+        (lambda fixed: torch.full((1, 2, *fixed.shape[2:]), math.nan), "identity: returned a field that is not finite"),
+        (lambda fixed: torch.zeros(1, 2, 5, 5), "identity: returned a field of another shape"),
+        (lambda fixed: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_a_method_does_the_others_go_on(field, told, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "register", lambda fixed, moving, spacing: field(fixed))
     monkeypatch.setattr("monai_jsm.benchmark.run._runners", {})
-    assert "not finite" in run_suite(suite, rows, folder, tmp_path / "again")[0].failure
+    results = run_suite(own_suite(folder, "none"), methods("identity", "ours-network"), folder, tmp_path)
+    assert [r.failure[: len(told)] for r in results] == [told, told, "", ""]
+
+
+def test_a_pair_that_cannot_be_aligned_is_told_and_the_next_one_done(folder, tmp_path, monkeypatch):
+    def fail_on_the_first(case, spatial_dims, affine):
+        if case["id"].endswith("0"):
+            raise RuntimeError("no overlap")
+        return _prepare(case, spatial_dims, affine)
+
+    monkeypatch.setattr("monai_jsm.benchmark.run._prepare", fail_on_the_first)
+    first, second = run_suite(own_suite(folder, "none"), methods("identity"), folder, tmp_path)
+    assert first.failure == "RuntimeError: no overlap"
+    assert not second.failure
+
+
+def test_rows_of_an_aligned_suite_count_the_time_of_the_alignment(folder, tmp_path):
+    results = run_suite(own_suite(folder, "auto"), methods("identity", "affine", "ours-network"), folder, tmp_path)
+    seconds = {r.method: r.seconds for r in results if r.case == results[0].case}
+    assert seconds["identity"] < 0.02 < seconds["affine"] <= seconds["ours-network"]
+    assert all(r.made["threads"] >= 1 and r.made["jobs"] == 1 for r in results)
+
+
+def test_volumes_are_measured_and_say_that_no_network_is_released(datalist_factory, tmp_path):
+    place = datalist_factory(spatial_dims=3, cases_per_section=1)
+    ours, plain = run_suite(own_suite(place, "none"), choose_methods("ours,ours-untrained", 3), place, tmp_path)[::-1]
+    assert not ours.failure
+    assert any("No network is released for 3D" in warning for warning in ours.warnings)
+    assert ours.measures == plain.measures
+    titles = {row.name: row.title for row in choose_methods("ours,ours-untrained", 3)}
+    assert "no network is released" in titles["ours"]
 
 
 @pytest.mark.slow
@@ -161,7 +266,7 @@ def test_every_method_has_its_own_name_and_a_module_that_registers():
 def test_unknown_names_are_refused_with_the_names_there_are():
     with pytest.raises(InputError, match=r"--methods ours,magic: magic is no method; choose from identity, affine"):
         choose_methods("ours,magic")
-    with pytest.raises(InputError, match=r"--suite moon: is no suite; choose from digits"):
+    with pytest.raises(InputError, match=r"--suite moon: moon is no suite to give here; choose from digits"):
         named_suites("moon")
     assert {suite.spatial_dims for suite in named_suites("3d")} == {3}
 
@@ -170,6 +275,7 @@ def test_the_command_measures_a_datalist_and_goes_on_where_it_was(folder, tmp_pa
     output = tmp_path / "out"
     words = ["benchmark", "--dataset-dir", str(folder), "--methods", "identity,ours-network", "--output", str(output)]
     assert main([*words, "--cases", "1"]) == 0
+    assert "the first 1 of 2" in (output / "benchmark.md").read_text()
     assert main(words) == 0
     text = capsys.readouterr().out
     assert METHODS["ours-network"].title in text
@@ -177,6 +283,54 @@ def test_the_command_measures_a_datalist_and_goes_on_where_it_was(folder, tmp_pa
     lines = (output / "cases.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 2
     assert {p.name for p in output.iterdir()} >= {"landmarks.csv", "statistics.csv", "bars.png", "landmarks.png"}
+
+
+def test_results_are_written_over_nothing_else(folder, tmp_path):
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "cases.csv").write_text("precious")
+    for place in (other, folder):
+        with pytest.raises(InputError, match="holds other files, which would be written over; give a new folder"):
+            run_benchmark([own_suite(folder, "none")], "identity", place, dataset_dir=folder)
+    assert (other / "cases.csv").read_text() == "precious"
+    run_benchmark([own_suite(folder, "none")], "identity", tmp_path / "o", dataset_dir=folder)
+    for suite, section in ((own_suite(folder, "auto"), "testing"), (own_suite(folder, "none"), "validation")):
+        with pytest.raises(InputError, match="holds the results of other pairs; give another folder"):
+            run_benchmark([suite], "identity", tmp_path / "o", dataset_dir=folder, section=section)
+    with pytest.raises(InputError, match="holds the results of one suite; give another folder for several"):
+        run_benchmark(named_suites("phantom,cine"), "identity", tmp_path / "o", data=tmp_path)
+
+
+def test_a_benchmark_without_any_result_fails(folder, tmp_path, monkeypatch):
+    def fail(fixed, moving, spacing):
+        raise InputError("antspyx: is not installed; pip install antspyx.")
+
+    monkeypatch.setattr(identity, "register", fail)
+    monkeypatch.setattr("monai_jsm.benchmark.run._runners", {})
+    with pytest.raises(InputError, match="no method gave a result; antspyx: is not installed"):
+        run_benchmark([own_suite(folder, "none")], "identity", tmp_path / "o", dataset_dir=folder)
+    assert "antspyx" in (tmp_path / "o" / "benchmark.md").read_text()
+
+
+def test_weights_of_the_user_are_checked_first_and_named_so(folder, tmp_path):
+    bad = tmp_path / "bad.pt"
+    bad.write_text("no weights")
+    with pytest.raises(InputError, match=r"bad\.pt"):
+        run_benchmark([own_suite(folder, "none")], "ours", tmp_path / "o", dataset_dir=folder, weights=bad)
+    assert not (tmp_path / "o").exists()
+    titles = [row.title for row in choose_methods("ours,ours-network,demons", own_weights=True)]
+    assert titles == ["Diffeomorphic Demons", "Ours, given network alone", "Ours, given (network and refinement)"]
+
+
+def test_the_published_figure_is_made_by_one_command(folder, tmp_path, monkeypatch):
+    suite = own_suite(folder, "none")
+    monkeypatch.setattr(
+        "monai_jsm.benchmark.compare.SUITES", {"digits": suite, "known-field": replace(suite, name="b")}
+    )
+    monkeypatch.setattr("monai_jsm.benchmark.compare.suite_folder", lambda suite, data, place: folder)
+    text = run_benchmark(named_suites("published"), "identity,ours-network", tmp_path / "o", published=True)
+    assert text.count("# Every row") + text.count("Every row against") == 0  # the reference is not among the rows
+    assert (tmp_path / "o" / "published.png").stat().st_size > 5000
 
 
 def test_the_command_lists_what_it_can_do(capsys):
@@ -192,9 +346,12 @@ def test_the_command_lists_what_it_can_do(capsys):
         (["--suite", "cine", "--dataset-dir", "x"], "give either --suite or --dataset-dir"),
         (["--suite", "cine"], "give --output"),
         (["--suite", "cine", "--output", "o", "--affine", "auto"], "leave it out"),
-        (["--suite", "moon", "--output", "o"], "is no suite"),
+        (["--suite", "moon", "--output", "o"], "is no suite to give here"),
         (["--suite", "phantom", "--output", "o", "--methods", "magic"], "is no method"),
         (["--suite", "phantom", "--output", "o", "--weights", "none.pt"], "there is no such file"),
+        (["--suite", "phantom", "--output", "o", "--methods", ""], "names nothing"),
+        (["--suite", "speed,phantom", "--output", "o"], "is no suite to give here"),
+        (["--suite", "speed", "--methods", "ours"], "has no meaning for the suite speed"),
         (["--dataset-dir", "nowhere", "--output", "o"], "datalist.json"),
     ],
 )

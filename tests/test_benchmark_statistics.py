@@ -1,4 +1,6 @@
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from monai_jsm.benchmark.statistics import (
     compare,
     headline_measures,
     holm,
+    identical_rows,
     near_outlier,
+    subjects_of,
+    summarise_row,
     summarise_values,
     values_of,
 )
@@ -70,6 +75,56 @@ def test_the_bootstrap_gives_the_same_interval_every_time_and_none_for_five_case
     assert all(math.isnan(bound) for bound in bootstrap_interval(values[:5]))
 
 
+def test_the_bootstrap_draws_subjects_with_all_their_cases():
+    means, cases = [1.0, 2.0, 4.0, 3.0, 8.0, 5.0, 6.0], [1, 3, 2, 1, 4, 2, 1]
+    values = [mean for mean, count in zip(means, cases, strict=True) for _ in range(count)]
+    subjects = [f"subject_{i}" for i, count in enumerate(cases) for _ in range(count)]
+    sums = [mean * count for mean, count in zip(means, cases, strict=True)]
+    assert bootstrap_interval(values, subjects=subjects) == bootstrap_interval(sums, cases)
+    order = np.random.default_rng(0).permutation(len(values))  # a subject's cases need not stand together
+    low, high = bootstrap_interval([values[i] for i in order], subjects=[subjects[i] for i in order])
+    assert low == pytest.approx(bootstrap_interval(sums, cases)[0], abs=0.2)
+    assert high == pytest.approx(bootstrap_interval(sums, cases)[1], abs=0.2)
+
+
+def test_an_interval_over_subjects_is_wider_by_the_root_of_their_cases_where_these_are_equal():
+    values = np.random.default_rng(3).normal(5.0, 2.0, 100)
+    naive, honest = (
+        bootstrap_interval(list(np.repeat(values, 4)), subjects=subjects)
+        for subjects in (None, [str(i) for i in np.repeat(np.arange(100), 4)])
+    )
+    assert np.ptp(honest) / np.ptp(naive) == pytest.approx(2.0, rel=0.06)  # 4000 resamples each
+
+
+def test_a_case_without_subject_is_its_own():
+    values = [1.0, 2.0, 4.0, 3.0, 8.0, 5.0, 6.0]
+    assert bootstrap_interval(values, subjects=[""] * 7) == bootstrap_interval(values)
+    assert not math.isnan(bootstrap_interval(values, subjects=["a", "a", *[""] * 5])[0])  # six
+    assert math.isnan(bootstrap_interval(values, subjects=["a", "a", "a", *[""] * 4])[0])  # five
+
+
+def test_intervals_of_means_and_of_differences_are_over_subjects_and_p_over_pairs():
+    generator = np.random.default_rng(0)
+    ours = np.repeat(generator.gamma(2, 1, 8), 4) + 0.01 * generator.random(32)
+    demons = ours + np.repeat(generator.normal(0.5, 1, 8), 4) + 0.01 * generator.random(32)
+    pairs = results_of({"demons": list(demons), "ours": list(ours)})
+    known = [replace(result, subject=f"s{int(result.case[5:]) // 4}") for result in pairs]
+    measure = headline_measures(pairs, "voxel")[0]
+    alone, together = (compare(results, ROWS[1:], measure)[0] for results in (pairs, known))
+    assert (together.p, together.difference) == (alone.p, alone.difference)
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+    sums = (demons - ours).reshape(8, 4).sum(1)
+    assert (together.low, together.high) == pytest.approx(bootstrap_interval(list(sums), [4] * 8))
+    summary = summarise_row(known, "ours", measure)
+    assert (summary.low, summary.high) == pytest.approx(bootstrap_interval(list(ours.reshape(8, 4).sum(1)), [4] * 8))
+    assert summary.cases == 32
+
+
+def test_the_subject_of_a_case_is_known_where_any_row_tells_it():
+    results = [CaseResult("ours", "a", failure="no"), CaseResult("demons", "a", subject="s"), CaseResult("ours", "b")]
+    assert subjects_of(results) == {"a": "s"}
+
+
 def test_an_infinite_error_makes_the_mean_infinite_and_not_nan():
     summary = summarise_values([1.0, 2.0, math.inf, 1.0, 2.0, 3.0, 1.0])
     assert summary.mean == math.inf
@@ -87,6 +142,30 @@ def test_the_test_is_scipys_and_corrected_over_the_rows():
         assert found[name].low < found[name].difference < found[name].high
     assert found["identity"].p_holm == pytest.approx(2 * found["identity"].p)
     assert found["identity"].verdict == "ours is better"
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [3, 3, 2, 1, 3, 1, -1],
+        [1, 1, 1, 1, 1, -1],
+        [1, -2, 3, -4, 5, -6, 7],
+        [2, 2, -2, -2, 5, 5, 5, -1, 0],
+        [4, -4, 4, -4, 4, -4, math.inf, math.inf, -0.5, 2, 2],
+    ],
+)
+def test_the_exact_test_respects_ties_as_counting_all_signs_does(differences):
+    found = compared({"demons": [float(d) for d in differences], "ours": [0.0] * len(differences)})["demons"]
+    differ = np.array([d for d in differences if d])
+    ranks = stats.rankdata(abs(differ))
+    signed = [np.dot(signs, ranks) for signs in itertools.product((-1, 1), repeat=len(differ))]
+    assert found.p == np.mean(np.abs(signed) >= abs(np.dot(np.sign(differ), ranks)))
+
+
+def test_the_exact_test_without_ties_is_scipys_up_to_fifty_pairs():
+    differences = np.random.default_rng(2).normal(0.3, 1, 50)
+    found = compared({"demons": list(differences), "ours": [0.0] * 50})["demons"]
+    assert found.p == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue, rel=1e-12)
 
 
 def test_a_loss_is_called_a_loss():
@@ -130,14 +209,52 @@ def test_five_pairs_are_too_few_and_equal_pairs_are_no_difference():
 
 def test_two_rows_lost_on_the_same_case_are_equal_there():
     errors = [1.0, 2.0, 3.0, 4.0, 5.0, math.inf]
-    assert compared({"demons": errors, "ours": errors})["demons"].equal == 6
+    assert compared({"demons": [1.5, *errors[1:]], "ours": errors})["demons"].equal == 5
 
 
-def test_better_in_most_cases_but_worse_on_average_is_mixed():
+def test_a_row_that_is_the_reference_to_the_last_bit_is_not_tested_and_does_not_count():
+    ours = [1.0 + 0.1 * i for i in range(8)]
+    errors = {"identity": [value + 1 + 0.1 * value for value in ours], "demons": [*ours[:-1], None], "ours": ours}
+    results = results_of(errors)
+    assert identical_rows(results) == ["demons"]  # the failed case says nothing
+    found = compared(errors)
+    assert (found["demons"].verdict, found["demons"].equal) == ("identical to ours", 7)
+    assert math.isnan(found["demons"].p)
+    assert found["identity"].p_holm == found["identity"].p == 2 / 2**8
+
+
+def test_rows_are_identical_only_if_every_measure_and_landmark_is():
+    row = {"label": "p", "after_mm": 1.0, "trust": None}
+    ours = CaseResult("ours", "a", {"dice_after": 0.9, "hd95_after": math.nan}, [row], seconds=1.0)
+    same = replace(ours, method="demons", measures={"hd95_after": math.nan, "dice_after": 0.9}, seconds=2.0)
+    assert identical_rows([ours, same]) == ["demons"]
+    assert identical_rows([ours, replace(same, landmarks=[row | {"after_mm": 1.0 + 1e-15}])]) == []
+    assert identical_rows([ours, replace(same, measures={"dice_after": 0.9})]) == []
+    assert identical_rows([ours, replace(same, failure="diverged")]) == []
+    assert identical_rows([replace(result, measures={}, landmarks=[]) for result in (ours, same)]) == []
+
+
+def test_the_verdict_is_in_words_of_what_was_computed():
+    sizes = np.arange(1, 41)  # 19 small gains of the reference are outranked by 21 large losses, yet its mean is better
+    differences = np.where(sizes <= 19, 0.001 * sizes, -0.1 - 0.001 * sizes)
+    differences[0] = 500.0
+    ours = np.full(40, 1000.0)
+    found = compared({"demons": list(ours + differences), "ours": list(ours)})["demons"]
+    assert (found.better, found.worse) == (19, 21)
+    assert found.verdict == "mixed: ours is worse by ranks, better by the mean"
+
+
+def test_ranks_and_mean_that_do_not_agree_are_mixed():
     ours = [1.0 + 0.01 * i for i in range(18)]
     demons = [value + 0.1 for value in ours]
     found = compared({"demons": [*demons[:-1], 0.0], "ours": [*ours[:-1], 50.0]})["demons"]
-    assert found.verdict == "mixed: ours is better in most cases, worse on average"
+    assert found.verdict == "mixed: ours is better by ranks, worse by the mean"
+
+
+@pytest.mark.parametrize(("last", "word"), [(-17.0, "equal"), (-math.inf, "worse")])
+def test_a_mean_of_nothing_is_neither_better_nor_worse(last, word):
+    found = compared({"demons": [*[1.0] * 17, last], "ours": [0.0] * 18})["demons"]
+    assert found.verdict == f"mixed: ours is better by ranks, {word} by the mean"
 
 
 def test_another_reference_may_be_chosen_and_an_unknown_one_is_refused():

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from monai_jsm.benchmark.results import CaseResult
+from monai_jsm.benchmark.results import CaseResult, whole_file
 from monai_jsm.benchmark.tables import Head, write_tables
 
 ROWS = [("identity", "No registration"), ("demons", "Demons | 3 levels"), ("ours", "Ours")]
@@ -12,13 +12,12 @@ HEAD = Head(
     suite="Known motion",
     split="testing; no method saw it",
     unit="voxel",
-    prealignment="none",
+    prealignment="none for any row but affine",
+    training="Learned rows were trained on cine MR.",
+    cases_in_split=8,
     command="monai-jsm benchmark --suite known-field",
-    version="1.2.3",
-    commit="abc1234",
-    threads=2,
-    jobs=1,
 )
+MADE = {"version": "1.2.3", "commit": "abc1234", "threads": 2, "jobs": 1}
 FACTOR = {"identity": 8.0, "demons": 2.0, "ours": 1.0}
 
 
@@ -127,7 +126,10 @@ def test_losses_stand_first_and_are_called_so(tmp_path):
     assert column(text, "verdict", "### By mean TRE (voxel)") == ["**demons is worse**", "demons is better"]
     assert column(text, "method", "### By mean TRE (voxel)") == ["Ours", "No registration"]
     assert column(text, "demons worse", "### By mean TRE (voxel)") == ["8", "0"]
-    assert column(text, "verdict", "### By mean TRE within 8 voxels") == ["too few pairs", "too few pairs"]
+    near = "### By mean TRE within 8 voxels"
+    assert column(text, "verdict", near) == ["too few pairs", "too few pairs"]
+    assert "Averaged in each case first, then over cases" in text.split(near)[1]
+    assert "Holm's correction for the rows tested, each measure by itself" in text
 
 
 def test_without_the_reference_nothing_is_compared_and_the_text_says_so(tmp_path):
@@ -136,12 +138,112 @@ def test_without_the_reference_nothing_is_compared_and_the_text_says_so(tmp_path
 
 
 def test_the_head_says_what_was_measured_on_what_by_what(tmp_path):
-    text = write_tables(tmp_path, made(), ROWS, replace(HEAD, jobs=2))
-    assert text.startswith("# Known motion\n\n- Cases: 8, with 24 landmarks\n- Split: testing; no method saw it\n")
-    assert "- Pre-alignment, the same for all rows: none\n" in text
-    assert "monai_jsm 1.2.3, commit abc1234; 2 threads a process, 2 processes at the same time" in text
-    assert "\n    monai-jsm benchmark --suite known-field\n" in text
+    results = [replace(result, made=MADE) for result in made()]
+    command = "monai-jsm benchmark --output 'two  spaces\nand a line'"
+    text = write_tables(tmp_path, results, ROWS, replace(HEAD, command=command))
+    assert text.startswith(
+        "# Known motion\n\n- Cases: 8, with 24 landmarks\n- Split: testing; no method saw it\n"
+        "- Training: Learned rows were trained on cine MR.\n- Unit of distances: voxel, unless"
+    )
+    assert "\n- Pre-alignment: none for any row but affine\n" in text
+    assert "\n- Made by: monai_jsm 1.2.3, commit abc1234; 2 threads a process, 1 process\n" in text
+    assert "\n    monai-jsm benchmark --output 'two  spaces and a line'\n" in text
     assert (tmp_path / "benchmark.md").read_text(encoding="utf-8") == text
+
+
+def test_the_head_says_that_only_the_first_cases_were_run(tmp_path):
+    text = write_tables(tmp_path, made(cases=3), ROWS, replace(HEAD, cases_in_split=24, training="", command=""))
+    assert "- Cases: the first 3 of 24, with 9 landmarks\n" in text
+    assert "- Rows: 3\n\n## Results\n" in text
+    assert "Training" not in text
+    assert "Made by" not in text
+    assert "Subjects" not in text
+
+
+def test_results_that_were_made_differently_say_so_in_the_head(tmp_path):
+    busy = {"version": "1.2.3", "commit": "", "threads": 1, "jobs": 4}
+    results = [replace(r, made=busy if r.method == "ours" else MADE) for r in made()]
+    text = write_tables(tmp_path, results, ROWS, HEAD)
+    assert (
+        "- Made by: monai_jsm 1.2.3, mixed: commit unknown and abc1234; mixed: 1 and 2 threads a process, "
+        "mixed: 1 and 4 processes at the same time, which makes each slower; seconds of different rows do not compare\n"
+    ) in text
+    text = write_tables(tmp_path, [replace(r, made=busy) for r in made()], ROWS, HEAD)
+    assert "monai_jsm 1.2.3; 1 thread a process, 4 processes at the same time, which makes each slower\n" in text
+
+
+@pytest.mark.parametrize(
+    ("subjects", "told"),
+    [
+        (
+            "aabbccdd",
+            "the 8 pairs are of 4 subjects; intervals are over subjects, and not given below 6 of them; p takes",
+        ),
+        (
+            "aabbcdef",
+            "the 8 pairs are of 6 subjects; intervals are over subjects; p takes pairs as independent, so that",
+        ),
+        ("abcdefgh", "the 8 pairs are of 8 subjects, one each\n"),
+        ("aabb    ", "4 of the 8 pairs are of 2 subjects, each of the others counts as of a subject of its own; inter"),
+    ],
+)
+def test_the_head_says_of_how_many_subjects_the_pairs_are(tmp_path, subjects, told):
+    results = [replace(r, subject=subjects[int(r.case[5:])].strip()) for r in made()]
+    text = write_tables(tmp_path, results, ROWS, HEAD)
+    assert f"\n- Subjects: {told}" in text
+    assert "by resampling the subjects." in text or column(text, "95 % interval", "### By mean TRE (voxel)")[0] == "-"
+    assert [row["subject"] for row in read(tmp_path / "cases.csv")][:8] == [one.strip() for one in subjects]
+
+
+def test_each_warning_is_told_once_with_its_rows_and_cases(tmp_path):
+    results = [
+        replace(r, warnings=["The images hardly overlap."] + (["Stopped early."] if r.method == "ours" else []))
+        if r.case in ("case_2", "case_5")
+        else r
+        for r in made()
+    ]
+    text = write_tables(tmp_path, results, ROWS, HEAD)
+    assert (
+        "## Warnings\n\n- The images hardly overlap. (2 of 8 cases; all rows)\n"
+        "- Stopped early. (2 of 8 cases; ours)\n\n"
+    ) in text
+    assert text.index("## Results") < text.index("## Warnings") < text.index("## Every row")
+    assert "## Warnings" not in write_tables(tmp_path, made(), ROWS, HEAD)
+
+
+def test_a_row_that_is_ours_to_the_last_bit_is_told_and_not_compared(tmp_path):
+    rows = [*ROWS, ("ours-both-io", "Ours, both")]
+    results = made() + [replace(r, method="ours-both-io") for r in made() if r.method == "ours"]
+    text = write_tables(tmp_path, results, rows, HEAD)
+    assert "- Ours, both (ours-both-io): every result is that of ours to the last bit; it is not compared." in text
+    assert column(text, "method", "### By mean TRE (voxel)") == ["Demons \\| 3 levels", "No registration"]
+    assert column(text, "p (Holm)", "### By mean TRE (voxel)") == [f"{2 * 2 / 2**8:.2g}"] * 2
+    statistics = {row["method"]: row for row in read(tmp_path / "statistics.csv")}
+    assert statistics["ours-both-io"]["verdict"] == "identical to ours"
+
+
+def test_where_nothing_can_be_compared_there_is_no_such_section(tmp_path):
+    assert "Every row against" not in write_tables(tmp_path, made(ROWS[2:]), ROWS[2:], HEAD)
+    assert "Every row against" not in write_tables(tmp_path, made(ROWS[:2]), ROWS, HEAD)
+    assert "Every row against" not in write_tables(tmp_path, [], ROWS, HEAD)
+
+
+def test_landmarks_of_other_results_go_and_no_file_is_half_written(tmp_path):
+    write_tables(tmp_path, made(), ROWS, HEAD)
+    write_tables(tmp_path, [replace(r, landmarks=[]) for r in made()], ROWS, HEAD)
+    names = ["benchmark.md", "cases.csv", "statistics.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    before = (tmp_path / "cases.csv").read_bytes()
+
+    def fail_half_way():
+        with whole_file(tmp_path / "cases.csv") as building:
+            building.write_text("half")
+            raise KeyError("half way")
+
+    with pytest.raises(KeyError, match="half way"):
+        fail_half_way()
+    assert (tmp_path / "cases.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_the_same_results_give_the_same_files(tmp_path):
@@ -157,6 +259,10 @@ def test_text_of_files_cannot_break_the_table(tmp_path):
     rows = [("ours", "a|b\n| c <script> `x` \\| *d*")]
     text = write_tables(tmp_path, made(ROWS[2:]), rows, HEAD)
     assert "| a\\|b \\| c \\<script> \\`x\\` \\\\\\| \\*d\\* | ours |" in text
+    rows = [("ours", "- &amp; ~~x~~ $y$ @z # HTTPS://a.org www.b.org")]
+    text = write_tables(tmp_path, made(ROWS[2:]), rows, HEAD)
+    assert r"| \- \&amp; \~\~x\~\~ \$y\$ \@z \# HTTPS\://a.org www\.b.org | ours |" in text
+    assert "\n- 1\\. could not run" in write_tables(tmp_path, made(ROWS[2:]), [("none", "1."), *ROWS], HEAD)
 
 
 def read(path):

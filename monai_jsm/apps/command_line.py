@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -255,7 +256,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
     )
     benchmark.add_argument("--dataset-dir", type=Path, metavar="DIR", help="instead: a folder with a datalist.json")
     benchmark.add_argument(
-        "--methods", default="", metavar="A,B", help="rows, with commas between them, or all (default; see --list)"
+        "--methods", metavar="A,B", help="rows, with commas between them, or all (default; see --list)"
     )
     benchmark.add_argument("--list", action="store_true", help="print the names of suites and methods, and end")
     benchmark.add_argument(
@@ -456,12 +457,17 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     if bool(arguments.suite) == bool(arguments.dataset_dir):
         raise InputError("monai-jsm benchmark: needs data to measure on; give either --suite or --dataset-dir.")
     if arguments.suite == "speed":
+        given = [name for name in ("methods", "cases", "affine", "weights") if getattr(arguments, name)]
+        if given:
+            raise InputError(f"--{given[0]}: has no meaning for the suite speed; leave it out.")
         print(speed_suite(arguments.output))
         return
     if not arguments.output:
         raise InputError("monai-jsm benchmark: needs a folder for the results; give --output.")
     if arguments.affine and arguments.suite:
         raise InputError("--affine: is for --dataset-dir, since a suite states its own pre-alignment; leave it out.")
+    if arguments.methods is not None and not arguments.methods.strip():
+        raise InputError("--methods: names nothing; give names with commas between them, or all.")
     if arguments.weights and not arguments.weights.is_file():
         raise InputError(f"{arguments.weights}: there is no such file; give the model.pt that a training wrote.")
     if arguments.suite:
@@ -470,7 +476,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         suites = [own_suite(arguments.dataset_dir, arguments.affine or "auto")]
     tables = run_benchmark(
         suites,
-        arguments.methods,
+        arguments.methods or "",
         arguments.output,
         data=arguments.data,
         dataset_dir=arguments.dataset_dir,
@@ -480,6 +486,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
         jobs=arguments.jobs,
         weights=arguments.weights,
         allow_outside=arguments.allow_outside,
+        command=shlex.join(["monai-jsm", *sys.argv[1:]]),
     )
     print(tables)
 

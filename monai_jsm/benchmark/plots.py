@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from monai_jsm.benchmark.results import CaseResult
+from monai_jsm.benchmark.results import CaseResult, whole_file
 from monai_jsm.benchmark.statistics import (
     NEAR,
     Row,
@@ -101,6 +101,8 @@ def write_plots(
 ) -> list[Path]:
     """Write ``bars.png``, ``landmarks.png``, ``outliers.png``, ``time.png`` and ``trust.png``, those with data.
 
+    Those without data go where other results left them. Each file is whole once it is there.
+
     Args:
         folder: made if need be.
         results: of all rows.
@@ -125,9 +127,14 @@ def write_plots(
         path.unlink(missing_ok=True)
         figure = drawn(results, rows, unit, reference)
         if figure is not None:
-            figure.savefig(path, dpi=_DOTS_PER_INCH)
+            _save(figure, path)
             paths.append(path)
     return paths
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as building:
+        figure.savefig(building, dpi=_DOTS_PER_INCH, format="png")
 
 
 def draw_bars(results: Sequence[CaseResult], rows: Sequence[Row], unit: str, reference: str = "ours") -> Figure | None:
@@ -183,8 +190,9 @@ def published_figure(
         reference: the row drawn first.
 
     Returns:
-        The path; None, and nothing written, where a suite lacks landmarks.
+        The path; None, and no file there, not even one of other results, where a suite lacks landmarks.
     """
+    path.unlink(missing_ok=True)
     found = [(title, results, *_heights(results, rows, unit)) for title, results in panels.items()]
     if not found or any(not heights or name != _TRE for _, _, heights, name in found):
         return None
@@ -202,7 +210,7 @@ def published_figure(
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(shown)), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
+    _save(figure, path)
     return path
 
 
@@ -263,9 +271,9 @@ def draw_outliers(
 ) -> Figure | None:
     """Mean error of the landmarks by their distance to the nearest part that only one image shows; a panel a row.
 
-    Bars are 95 % intervals by resampling cases. Every panel has the reference's curve in blue and the curves of all
-    other rows in light grey; the shaded part is the neighbourhood that the tables report. Only distances at which there
-    are landmarks are drawn.
+    Bars are 95 % intervals by resampling subjects, or cases where these are not known. Every panel has the reference's
+    curve in blue and the curves of all other rows in light grey; the shaded part is the neighbourhood that the tables
+    report. Only distances at which there are landmarks are drawn.
 
     Args:
         results: of all rows.
@@ -333,7 +341,7 @@ def draw_outliers(
 
 
 def draw_time(results: Sequence[CaseResult], rows: Sequence[Row], unit: str, reference: str = "ours") -> Figure | None:
-    """Accuracy against seconds a pair (median, logarithmic); lower left is better.
+    """Accuracy against seconds a pair with its pre-alignment (median, logarithmic); lower left is better.
 
     The accuracy is the suite's headline measure, mean over cases: TRE, contour distance, or else one minus Dice or the
     image error. A label without room beside its point is joined to it by a line.
@@ -387,7 +395,8 @@ def draw_time(results: Sequence[CaseResult], rows: Sequence[Row], unit: str, ref
     panel.set_ylabel(f"{what}, mean over cases" + (f" ({', '.join(scale)})" if scale else ""))
     least = any(seconds == _INSTANT for seconds, _ in points.values())
     panel.set_xlabel(
-        "seconds a pair, median (logarithmic" + (f"; at most {_INSTANT:g} at the left edge)" if least else ")")
+        "seconds a pair with its pre-alignment, median (logarithmic"
+        + (f"; {_INSTANT:g} stands for all that takes less)" if least else ")")
     )
     _plain(panel, "both")
     _place_labels(figure, panel, {name: (_wrapped(titles[name], 32), *points[name]) for name in points}, reference)
@@ -405,7 +414,7 @@ def draw_trust(
 
     A row's landmarks are sorted by trust and cut into ten equal parts; a point stands at the part's mean trust. Trust
     that means something falls in error and rises in share from left to right. Bars of the reference are 95 % intervals
-    by resampling cases.
+    by resampling subjects, or cases where these are not known.
 
     Args:
         results: of all rows.
@@ -546,7 +555,7 @@ def _by_distance(own: Sequence[CaseResult], unit: str) -> tuple[Array, Array] | 
     """Mean error in each interval of distance (NaN where there is no landmark), and lengths of its whiskers (2, n)."""
     far = [
         (row["outlier_distance"], row[f"after_{unit}"], place)
-        for place, result in enumerate(own)
+        for place, result in _by_subject(own)
         for row in result.landmarks
         if row.get("outlier_distance") is not None
     ]
@@ -561,7 +570,7 @@ def _by_trust(own: Sequence[CaseResult], unit: str) -> tuple[Array, tuple[Array,
     """Mean trust of each tenth, mean error in it, and share below one voxel in %, the two with whiskers."""
     known = [
         (row["trust"], row[f"after_{unit}"], row["after_voxel"], place)
-        for place, result in enumerate(own)
+        for place, result in _by_subject(own)
         for row in result.landmarks
         if row.get("trust") is not None
     ]
@@ -575,17 +584,23 @@ def _by_trust(own: Sequence[CaseResult], unit: str) -> tuple[Array, tuple[Array,
     return mean_trust, _binned(errors, places, tenth, count), _binned(100.0 * (voxels < 1), places, tenth, count)
 
 
-def _binned(values: Array, cases: Array, bins: Array, count: int) -> tuple[Array, Array]:
+def _by_subject(own: Sequence[CaseResult]) -> list[tuple[int, CaseResult]]:
+    """Results with the number of their subject; one without a subject has a number of its own."""
+    numbers: dict[str | int, int] = {}
+    return [(numbers.setdefault(result.subject or place, place), result) for place, result in enumerate(own)]
+
+
+def _binned(values: Array, subjects: Array, bins: Array, count: int) -> tuple[Array, Array]:
     """Mean of each bin, (count,), NaN where there is none or it is infinite, and its whiskers.
 
-    Whiskers are the lengths of the 95 % interval downwards and upwards, (2, count).
+    Whiskers are the lengths of the 95 % interval downwards and upwards, (2, count), by resampling subjects.
     """
     means, whiskers = np.full(count, math.nan), np.full((2, count), math.nan)
     for index in range(count):
         inside = bins == index
         if not inside.any() or not np.isfinite(values[inside]).all():
             continue
-        numbers = np.unique(cases[inside], return_inverse=True)[1]
+        numbers = np.unique(subjects[inside], return_inverse=True)[1]
         sums = np.bincount(numbers, values[inside])
         means[index] = values[inside].mean()
         low, high = bootstrap_interval(list(sums), list(np.bincount(numbers)))

@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -23,6 +25,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from scipy import ndimage
 
+import monai_jsm
 from monai_jsm.benchmark.methods import Method
 from monai_jsm.benchmark.results import CaseResult, read_result, write_result
 from monai_jsm.benchmark.suites import Suite
@@ -32,7 +35,7 @@ from monai_jsm.data.images import read_image
 from monai_jsm.data.progress import with_progress
 from monai_jsm.data.results import file_hash
 from monai_jsm.geometry import sample, world_to_voxel
-from monai_jsm.registration import TotalFieldd, preprocessing
+from monai_jsm.registration import PreAlignd, TotalFieldd, preprocessing
 from monai_jsm.transforms import (
     CarryLandmarksd,
     JacobianDeterminantd,
@@ -43,6 +46,8 @@ from monai_jsm.transforms import (
 )
 
 __all__ = ["run_suite"]
+
+logger = logging.getLogger(__name__)
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -59,11 +64,13 @@ def run_suite(
     jobs: int = 1,
     weights: Path | None = None,
     allow_outside: bool = False,
+    commit: str = "",
 ) -> list[CaseResult]:
     """Register every case by every method; what was done before with the same settings and files is not done again.
 
     All rows start from the same pair: read, pre-aligned as the suite says, moving on the grid of fixed, intensities in
-    [0, 1]. Only the method's own work is timed, after a warm-up on a tiny pair; an affine row counts its search.
+    [0, 1], masks left out, since most methods take none. A method's own work is timed, after a warm-up on a tiny pair,
+    and the pre-alignment it starts from. All libraries are given the same number of threads.
 
     Args:
         suite: its pre-alignment, and on which data learned rows were trained.
@@ -74,54 +81,84 @@ def run_suite(
         limit: only the first so many cases.
         with_landmarks: only cases that have landmarks.
         jobs: processes at the same time, each with its share of the threads; seconds are then those of a busy machine.
-        weights: of our own row; the released ones if left out.
+        weights: of our own rows; the released ones if left out.
         allow_outside: see :func:`monai_jsm.data.load_cases`.
+        commit: of the source of monai_jsm, kept with each result.
 
     Returns:
         Results in the order of methods, then of cases.
 
     Raises:
-        InputError: if the datalist or one of its files cannot be used.
+        InputError: if the datalist or one of its files cannot be used, or a process was ended from outside.
     """
     cases = load_cases(datalist, section, suite.spatial_dims, allow_outside)
     cases = [case for case in cases if not with_landmarks or "fixed_landmarks" in case][:limit]
     if not cases:
-        raise InputError(f"{datalist}: has no case in its section {section}; benchmark another section.")
-    prints = {method.name: method.fingerprint(suite.weights, weights) for method in methods}
+        what = "no case with landmarks" if with_landmarks else "no case"
+        raise InputError(f"{datalist}: has {what} in its section {section}; benchmark another section.")
+    prints = {method.name: method.fingerprint(suite.weights, suite.spatial_dims, weights) for method in methods}
     done: dict[tuple[str, str], CaseResult] = {}
-    tasks = []
+    missing: dict[str, list[tuple[Method, str]]] = {}
     for case in cases:
         files = _case_fingerprint(case, suite)
-        missing = []
+        missing[case["id"]] = []
         for method in methods:
             wanted = f"{prints[method.name]}-{files}"
             found = read_result(_path(output, method.name, case["id"]))
             if found is not None and found.fingerprint == wanted and not found.failure:
                 done[method.name, case["id"]] = found
             else:
-                missing.append((method, wanted))
-        if missing:
-            tasks.append((case, missing))
-    run_case = partial(_run_case, suite=suite, output=output, weights=weights)
-    with _pool(jobs) as pool:
-        works: list[Callable[[], list[CaseResult]]] = [partial(run_case, *task) for task in tasks]
+                missing[case["id"]].append((method, wanted))
+    threads = _threads(jobs)
+    made = {"threads": threads, "jobs": jobs, "version": monai_jsm.__version__, "commit": commit}
+    run_case = partial(_run_case, suite=suite, output=output, weights=weights, made=made)
+    alone = len(cases) < 4 * jobs  # then a case is dealt out method by method, or one process would have it all
+    works: list[Callable[[], list[CaseResult]]] = [
+        partial(run_case, case, part)
+        for case in cases
+        for part in ([[row] for row in missing[case["id"]]] if alone else [missing[case["id"]]])
+        if part
+    ]
+    with _pool(jobs, threads) as pool:
         if pool:
             works = [pool.submit(work).result for work in works]
         for work in with_progress(works, f"{suite.name}: registering"):
-            done |= {(result.method, result.case): result for result in work()}
+            try:
+                done |= {(result.method, result.case): result for result in work()}
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"suite {suite.name}: one of its processes was ended from outside, most likely for lack of memory; "
+                    "run it again with fewer --jobs, what is done is kept."
+                ) from error
     return [done[method.name, case["id"]] for method in methods for case in cases]
 
 
+def _threads(jobs: int) -> int:
+    """A process's share of the cores, and no more than OMP_NUM_THREADS allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores // jobs, int(allowed) if allowed.isdigit() else cores))
+
+
+def _set_threads(threads: int) -> None:
+    """Give torch, SimpleITK and the ITK inside of other packages so many threads."""
+    import SimpleITK
+
+    torch.set_num_threads(threads)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+
+
 @contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that share the threads; None for one job."""
+def _pool(jobs: int, threads: int) -> Iterator[ProcessPoolExecutor | None]:
+    """So many processes; None for one job, which works in this process."""
     if jobs == 1:
+        _set_threads(threads)
         yield None
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     told = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))  # read by libraries when a process starts
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _set_threads, (threads,))
     try:
         yield pool
     finally:
@@ -146,62 +183,77 @@ def _run_case(
     suite: Suite,
     output: Path,
     weights: Path | None,
+    made: dict[str, Any],
 ) -> list[CaseResult]:
     """The results of one case, written as they come."""
-    prepared: dict[str, tuple[dict[Hashable, Any], float] | InputError] = {}
+    prepared: dict[str, tuple[dict[Hashable, Any], float] | str] = {}
     results = []
     for method, fingerprint in missing:
         affine = method.affine or suite.affine
         if affine not in prepared:
-            prepared[affine] = _prepare(case, suite.spatial_dims, affine)
-        result = _run(method, case, prepared[affine], suite, weights)
-        results.append(replace(result, fingerprint=fingerprint))
-        write_result(results[-1], _path(output, method.name, case["id"]))
+            try:
+                prepared[affine] = _prepare(case, suite.spatial_dims, affine)
+            except Exception as error:  # that of one pair, the others are still to be done
+                prepared[affine] = _told(error, f"{case['id']}, pre-alignment {affine}")
+        empty = CaseResult(method.name, case["id"], subject=case.get("subject", ""), made=made, fingerprint=fingerprint)
+        try:
+            result = _run(empty, method, case, prepared[affine], suite, weights)
+        except Exception as error:  # one method's fault is a row of the table, not the end of the others
+            result = replace(empty, failure=_told(error, f"{case['id']}, {method.name}"))
+        results.append(result)
+        write_result(result, _path(output, method.name, case["id"]))
     return results
 
 
-def _prepare(case: Mapping[str, Any], spatial_dims: int, affine: str) -> tuple[dict[Hashable, Any], float] | InputError:
-    """The pair that methods are given, and the seconds of the pre-alignment; or why there is none."""
-    pair: dict[Any, Any] = dict(case)
+def _told(error: Exception, where: str) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    logger.warning("%s: failed.", where, exc_info=error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _prepare(case: Mapping[str, Any], spatial_dims: int, affine: str) -> tuple[dict[Hashable, Any], float]:
+    """The pair that methods are given, without masks, and the seconds of the pre-alignment."""
+    pair: dict[Any, Any] = {key: value for key, value in case.items() if not key.endswith("_mask")}
     seconds = 0.0
     for step in preprocessing(spatial_dims, affine).transforms:
         started = time.perf_counter()
-        try:
-            pair = step(pair)
-        except InputError as error:
-            return error
-        if type(step).__name__ == "PreAlignd":
+        pair = step(pair)
+        if isinstance(step, PreAlignd) and affine != "none":
             seconds = time.perf_counter() - started
     return pair, seconds
 
 
 def _run(
+    empty: CaseResult,
     method: Method,
     case: Mapping[str, Any],
-    prepared: tuple[dict[Hashable, Any], float] | InputError,
+    prepared: tuple[dict[Hashable, Any], float] | str,
     suite: Suite,
     weights: Path | None,
 ) -> CaseResult:
-    empty = CaseResult(method.name, case["id"])
-    if isinstance(prepared, InputError):
-        return replace(empty, failure=str(prepared))
+    if isinstance(prepared, str):
+        return replace(empty, failure=prepared)
     pair, affine_seconds = prepared
-    try:
-        work = _ready(method, suite, weights)
-        with _memory() as memory:
-            started = time.perf_counter()
-            pair = work(pair)
-            seconds = time.perf_counter() - started
-        ddf = pair["pred"]
-        if not torch.isfinite(ddf).all():
-            raise InputError(f"{method.name}: returned a field that is not finite; report it with the pair.")
-    except InputError as error:
-        return replace(empty, failure=str(error))
-    except Exception as error:  # one method's fault is a row of the table, not the end of the others
-        return replace(empty, failure=f"{type(error).__name__}: {error}")
+    work = _ready(method, suite, weights)
+    with _memory() as memory:
+        started = time.perf_counter()
+        pair = work(pair)
+        seconds = time.perf_counter() - started
+    ddf, shape = pair["pred"], (suite.spatial_dims, *pair["fixed_image"].shape[1:])
+    if tuple(ddf.shape) != shape or not torch.isfinite(ddf).all():
+        fault = "of another shape" if tuple(ddf.shape) != shape else "that is not finite"
+        raise InputError(f"{method.name}: returned a field {fault}; report it with the pair.")
     measures, landmarks = _measure(pair, case, suite.spatial_dims)
-    seconds += affine_seconds if method.affine == "auto" else 0.0
-    return replace(empty, measures=measures, landmarks=landmarks, seconds=seconds, peak_memory=memory["grown"])
+    warnings = [line for line in str(pair.get("warnings", "")).split("\n") if line]
+    return replace(
+        empty,
+        measures=measures,
+        landmarks=landmarks,
+        seconds=seconds + affine_seconds,
+        peak_memory=memory["grown"],
+        warnings=warnings,
+    )
 
 
 _runners: dict[tuple[Any, ...], Callable[[Mapping[Hashable, Any]], dict[Hashable, Any]]] = {}
@@ -234,7 +286,7 @@ def _memory() -> Iterator[dict[str, float]]:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew from here
         before = _status("VmRSS")
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # not Linux
         yield told
         return
     yield told

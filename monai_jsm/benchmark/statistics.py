@@ -1,11 +1,13 @@
 """Paired statistics of a benchmark: intervals over cases, and every row against the reference on the same cases.
 
-Cases count as independent of each other; where several are of one subject, intervals and p are too optimistic.
+Pairs of one subject are not independent: intervals resample subjects, while the signed-rank test, as is the custom of
+the field, takes every pair as independent, so that its p is too small where subjects have several pairs.
 A case that a row failed on has no figure, so it is in no mean; the numbers of cases always say so.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,10 @@ __all__ = [
     "compare",
     "headline_measures",
     "holm",
+    "identical_rows",
     "near_outlier",
+    "subjects_of",
+    "summarise_row",
     "summarise_values",
     "values_of",
 ]
@@ -42,7 +47,8 @@ NEAR = 8.0
 """Voxels from an outlier within which a landmark is near it."""
 
 FEWEST_PAIRS = 6
-"""Below, no two-sided signed-rank test can reach 0.05 (five pairs: 2/32), and a bootstrap interval is too narrow."""
+"""Below, no two-sided signed-rank test can reach 0.05 (five pairs: 2/32); a bootstrap interval of fewer subjects is too
+narrow."""
 
 TOO_FEW = "too few pairs"
 _SIGNIFICANT = 0.05
@@ -61,6 +67,7 @@ class Measure:
         unit: ``mm``, ``voxel`` or ``1``.
         of: its value for one result; NaN where the case does not have it.
         higher_is_better: for overlap.
+        note: how it comes about, where a reader could think otherwise; a sentence.
     """
 
     name: str
@@ -68,11 +75,15 @@ class Measure:
     unit: str
     of: Callable[[CaseResult], float]
     higher_is_better: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A measure over the cases of a row: number of cases, mean, SD (n - 1) and 95 % bootstrap interval of the mean."""
+    """A measure over the cases of a row: number of cases, mean, SD (n - 1) and 95 % bootstrap interval of the mean.
+
+    The interval is over subjects, where they are known, and NaN below :data:`FEWEST_PAIRS` of them.
+    """
 
     cases: int
     mean: float
@@ -90,10 +101,10 @@ class Comparison:
         shared: number of cases that both have.
         cases: number of cases that any row has.
         difference: mean over shared cases of row minus reference.
-        low, high: 95 % bootstrap interval of it; NaN below :data:`FEWEST_PAIRS`.
+        low, high: 95 % bootstrap interval of it, over subjects where they are known; NaN below :data:`FEWEST_PAIRS`.
         better, equal, worse: shared cases in which the reference is better than, equal to or worse than the row.
-        p: two-sided Wilcoxon signed-rank test; NaN below :data:`FEWEST_PAIRS`.
-        p_holm: the same, corrected for the number of rows.
+        p: two-sided Wilcoxon signed-rank test over pairs; NaN below :data:`FEWEST_PAIRS` and for an identical row.
+        p_holm: the same, corrected for the number of rows tested by this measure.
         verdict: on the reference, in words.
     """
 
@@ -114,6 +125,16 @@ class Comparison:
 def case_order(results: Iterable[CaseResult]) -> list[str]:
     """Ids of all cases, in the order in which they first come."""
     return list(dict.fromkeys(result.case for result in results))
+
+
+def subjects_of(results: Iterable[CaseResult]) -> dict[str, str]:
+    """Whom each case is of; without the cases of which no result tells.
+
+    Example:
+        >>> subjects_of([CaseResult("ours", "a", subject="anna"), CaseResult("ours", "b")])
+        {'a': 'anna'}
+    """
+    return {result.case: result.subject for result in results if result.subject}
 
 
 def near_outlier(result: CaseResult, unit: str) -> list[float]:
@@ -152,7 +173,13 @@ def headline_measures(results: Sequence[CaseResult], unit: str) -> list[Measure]
     tre, near_name, contour = (f"{name}_after{suffix}" for name in ("tre_mean", "tre_near_outlier", "contour_distance"))
     measures = [
         Measure(tre, "mean TRE", unit, measured(tre)),
-        Measure(near_name, f"mean TRE within {NEAR:g} voxels of the outlier", unit, near),
+        Measure(
+            near_name,
+            f"mean TRE within {NEAR:g} voxels of the outlier",
+            unit,
+            near,
+            note="Averaged in each case first, then over cases; the main table averages all such landmarks together.",
+        ),
         Measure(contour, "contour distance", unit, measured(contour)),
         Measure("dice_after", "Dice", "1", measured("dice_after"), higher_is_better=True),
     ]
@@ -171,26 +198,59 @@ def _has(results: Iterable[CaseResult], measure: Measure) -> bool:
     return any(not math.isnan(measure.of(result)) for result in results if not result.failure)
 
 
-def bootstrap_interval(sums: Sequence[float], counts: Sequence[float] | None = None) -> tuple[float, float]:
-    """95 % interval of a mean by resampling cases: percentiles of the means of 4000 resamples, always the same ones.
+def identical_rows(results: Sequence[CaseResult], reference: str = "ours") -> list[str]:
+    """Rows whose every result is the reference's to the last bit: the same method under another name.
+
+    Measures and landmarks are looked at; cases that either failed on are not.
+
+    Args:
+        results: of all rows.
+        reference: name of the row that the others are compared with.
+    """
+
+    def told(result: CaseResult) -> str:
+        return json.dumps([result.measures, result.landmarks], sort_keys=True)  # NaN is equal to NaN here
+
+    done = [result for result in results if not result.failure and result.measures]
+    wanted = {result.case: told(result) for result in done if result.method == reference}
+    rows: dict[str, list[bool]] = {}
+    for result in done:
+        if result.method != reference and result.case in wanted:
+            rows.setdefault(result.method, []).append(told(result) == wanted[result.case])
+    return [name for name, same in rows.items() if all(same)]
+
+
+def bootstrap_interval(
+    sums: Sequence[float], counts: Sequence[float] | None = None, subjects: Sequence[str] | None = None
+) -> tuple[float, float]:
+    """95 % interval of a mean by resampling subjects: percentiles of the means of 4000 resamples, always the same ones.
 
     Args:
         sums: one value per case; with ``counts``, the sum of the case's values.
         counts: how many values each case has; left out, one. The mean is then that of all values pooled, while whole
             cases are drawn, because the values of one case are not independent.
+        subjects: whom each case is of. All cases of a drawn subject come along; a case of "" is drawn by itself, as are
+            all cases if left out.
 
     Returns:
-        Lower and upper bound, NaN below :data:`FEWEST_PAIRS` cases.
+        Lower and upper bound, NaN below :data:`FEWEST_PAIRS` subjects.
 
     Example:
         >>> bootstrap_interval([2.0] * 8)
         (2.0, 2.0)
+        >>> bootstrap_interval([2.0] * 8, subjects=["anna", "bert"] * 4)
+        (nan, nan)
 
     Reference:
-        Efron, Tibshirani: An Introduction to the Bootstrap. Chapman and Hall, 1993, chapter 13.
+        Efron, Tibshirani: An Introduction to the Bootstrap. Chapman and Hall, 1993, chapters 8 and 13.
     """
     values = np.asarray(sums, dtype=np.float64)
     weights = np.ones_like(values) if counts is None else np.asarray(counts, dtype=np.float64)
+    if subjects is not None:
+        keys = [subject or place for place, subject in enumerate(subjects)]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        places = np.array([numbers[key] for key in keys], dtype=np.intp)
+        values, weights = (np.bincount(places, part).astype(np.float64) for part in (values, weights))
     if len(values) < FEWEST_PAIRS:
         return math.nan, math.nan
     drawn = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
@@ -202,8 +262,12 @@ def bootstrap_interval(sums: Sequence[float], counts: Sequence[float] | None = N
     return float(means[int(0.025 * len(means))]), float(means[math.ceil(0.975 * len(means)) - 1])
 
 
-def summarise_values(values: Sequence[float]) -> Summary:
+def summarise_values(values: Sequence[float], subjects: Sequence[str] | None = None) -> Summary:
     """Mean, SD and interval of one value per case.
+
+    Args:
+        values: of the cases.
+        subjects: as in :func:`bootstrap_interval`.
 
     Example:
         >>> summarise_values([1.0, 2.0, 3.0])
@@ -213,7 +277,13 @@ def summarise_values(values: Sequence[float]) -> Summary:
     with np.errstate(invalid="ignore"):
         mean = float(across.mean()) if len(across) else math.nan
         sd = float(across.std(ddof=1)) if len(across) > 1 else math.nan
-    return Summary(len(across), mean, sd, *bootstrap_interval(values))
+    return Summary(len(across), mean, sd, *bootstrap_interval(values, subjects=subjects))
+
+
+def summarise_row(results: Sequence[CaseResult], method: str, measure: Measure) -> Summary:
+    """A row's mean, SD and interval of a measure over its cases, the interval over subjects where results tell them."""
+    values, subjects = values_of(results, method, measure), subjects_of(results)
+    return summarise_values(list(values.values()), [subjects.get(case, "") for case in values])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -239,10 +309,11 @@ def compare(
 ) -> list[Comparison]:
     """Every other row against the reference, case by case.
 
-    Wilcoxon's signed-rank test over the cases that both have, exact up to 50 that differ; cases without a difference
-    (up to 1e-6) are left out of it and counted. Holm's correction is over the rows tested. A difference counts as
-    shown where the corrected p is below 0.05 and the mean difference points the same way as the ranks do; where they
-    point in opposite directions, as when a few cases go badly wrong, the verdict is "mixed".
+    Wilcoxon's signed-rank test over the cases that both have, exact (ties too) up to 50 that differ; cases without a
+    difference (up to 1e-6) are left out of it and counted. Holm's correction is over the rows tested by this measure;
+    a row that :func:`identical_rows` names is not tested. A difference counts as shown where the corrected p is below
+    0.05 and the mean difference points the same way as the sum of the signed ranks does; where they do not, as when a
+    few cases go badly wrong, the verdict is "mixed". Intervals of the mean difference are over subjects.
 
     Args:
         results: of all rows.
@@ -261,20 +332,22 @@ def compare(
         raise ValueError(f"the reference must be one of the rows {', '.join(names)}, got {reference!r}.")
     by_row = {name: values_of(results, name, measure) for name in names}
     cases = len(set().union(*by_row.values()))
-    pairs = {}
+    subjects, same = subjects_of(results), identical_rows(results, reference)
+    pairs, whose = {}, {}
     for name in names:
         if name != reference:
             shared = [case for case in case_order(results) if case in by_row[name] and case in by_row[reference]]
+            whose[name] = [subjects.get(case, "") for case in shared]
             pairs[name] = _differences(
                 [by_row[name][case] for case in shared], [by_row[reference][case] for case in shared]
             )
-    tests = {name: _signed_rank(differences) for name, differences in pairs.items()}
+    tests = {name: (math.nan, 0.0) if name in same else _signed_rank(pairs[name]) for name in pairs}
     corrected = dict(zip(tests, holm([p for p, _ in tests.values()]), strict=True))
     gain = -1 if measure.higher_is_better else 1  # sign of row minus reference where the reference is better
     found = []
     for name, differences in pairs.items():
-        summary = summarise_values(list(differences))
-        p, ranks = tests[name]
+        summary = summarise_values(list(differences), whose[name])
+        verdict = _verdict(reference, corrected[name], gain * tests[name][1], gain * summary.mean)
         found.append(
             Comparison(
                 method=name,
@@ -286,9 +359,9 @@ def compare(
                 better=int((gain * differences > 0).sum()),
                 equal=int((differences == 0).sum()),
                 worse=int((gain * differences < 0).sum()),
-                p=p,
+                p=tests[name][0],
                 p_holm=corrected[name],
-                verdict=_verdict(reference, corrected[name], gain * ranks, gain * summary.mean),
+                verdict=f"identical to {reference}" if name in same else verdict,
             )
         )
     return found
@@ -309,9 +382,21 @@ def _signed_rank(differences: Array) -> tuple[float, float]:
     differ = differences[differences != 0]
     if len(differ) == 0:
         return 1.0, 0.0
-    ranks = float((np.sign(differ) * stats.rankdata(abs(differ))).sum())
-    method = "exact" if len(differ) <= _LARGEST_EXACT else "auto"
-    return float(stats.wilcoxon(differ, method=method).pvalue), ranks
+    ranks = stats.rankdata(abs(differ))
+    signed = float((np.sign(differ) * ranks).sum())
+    if len(differ) > _LARGEST_EXACT:
+        return float(stats.wilcoxon(differ, method="auto").pvalue), signed
+    return _exact(ranks, float(ranks[differ > 0].sum())), signed
+
+
+def _exact(ranks: Array, positive: float) -> float:
+    """Two-sided p of a sum of positive ranks, ties as mid-ranks; scipy's exact distribution knows no ties."""
+    steps = np.rint(2 * ranks).astype(int)  # mid-ranks are halves
+    ways = np.ones(1)  # of signs that lead to each sum so far; below 2^53, so none is lost
+    for step in steps:
+        ways = np.pad(ways, (0, step)) + np.pad(ways, (step, 0))
+    least = round(min(2 * positive, steps.sum() - 2 * positive))
+    return min(1.0, 2 * float(ways[: least + 1].sum() / ways.sum()))
 
 
 def _verdict(reference: str, p: float, ranks: float, difference: float) -> str:
@@ -319,7 +404,8 @@ def _verdict(reference: str, p: float, ranks: float, difference: float) -> str:
         return TOO_FEW
     if p >= _SIGNIFICANT:
         return "no difference shown"
-    usually, on_average = (("better" if value > 0 else "worse") for value in (ranks, difference))
-    if usually != on_average:
-        return f"mixed: {reference} is {usually} in most cases, {on_average} on average"
-    return f"{reference} is {usually}"
+    words = {1.0: "better", -1.0: "worse", 0.0: "equal"}
+    by_rank, by_mean = (words.get(float(np.sign(value)), "undecided") for value in (ranks, difference))  # inf - inf
+    if by_rank != by_mean:
+        return f"mixed: {reference} is {by_rank} by ranks, {by_mean} by the mean"
+    return f"{reference} is {by_rank}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_jsm.benchmark.results import CaseResult
+from monai_jsm.benchmark.results import CaseResult, whole_file
 from monai_jsm.benchmark.statistics import (
     FEWEST_PAIRS,
     NEAR,
@@ -28,9 +28,10 @@ from monai_jsm.benchmark.statistics import (
     case_order,
     compare,
     headline_measures,
+    identical_rows,
     near_outlier,
-    summarise_values,
-    values_of,
+    subjects_of,
+    summarise_row,
 )
 from monai_jsm.metrics import UNITS
 
@@ -49,23 +50,19 @@ class Head:
         suite: title of the suite.
         split: which cases, and who has seen them.
         unit: of the headline distances, ``mm`` or ``voxel``.
-        prealignment: that all rows start from.
-        command: that made the results.
-        version: of monai_jsm.
-        commit: of its source; empty where that is not known.
-        threads: of each process.
-        jobs: processes at the same time.
+        prealignment: that rows start from.
+        training: on what the learned rows were trained, a sentence; empty where there are none.
+        cases_in_split: that could be run; more than the results are of where only the first were.
+        command: that made the results; empty where none did.
     """
 
     suite: str
     split: str
     unit: str
     prealignment: str
+    training: str
+    cases_in_split: int
     command: str
-    version: str
-    commit: str
-    threads: int
-    jobs: int
 
 
 def write_tables(
@@ -73,12 +70,14 @@ def write_tables(
 ) -> str:
     """Write ``landmarks.csv``, ``cases.csv``, ``statistics.csv`` and ``benchmark.md``.
 
-    - ``landmarks.csv``: a line per row and landmark; only where the suite has landmarks.
-    - ``cases.csv``: a line per row and case: every measure (units as in :data:`monai_jsm.metrics.UNITS`), seconds,
-      peak memory in MiB, and why a row failed.
-    - ``statistics.csv``: a line per headline measure and row: mean over cases with SD and 95 % interval, and the
-      comparison with the reference.
+    - ``landmarks.csv``: a line per row and landmark; only where the suite has landmarks, one of other results goes.
+    - ``cases.csv``: a line per row and case: its subject, every measure (units as in :data:`monai_jsm.metrics.UNITS`),
+      seconds, peak memory in MiB, and why a row failed.
+    - ``statistics.csv``: a line per headline measure and row: mean over cases with SD and 95 % interval (over subjects,
+      where they are known), and the comparison with the reference.
     - ``benchmark.md``: the same for readers; only the columns that the suite has.
+
+    Each file is whole once it is there.
 
     Args:
         folder: made if need be.
@@ -96,27 +95,34 @@ def write_tables(
     landmarks = [[r.method, r.case, *(row.get(k) for k in _LANDMARK)] for r in results for row in r.landmarks]
     if landmarks:
         _write_csv(folder / "landmarks.csv", ["method", "case", *_LANDMARK], landmarks)
+    else:
+        (folder / "landmarks.csv").unlink(missing_ok=True)
     found = {name for result in results for name in result.measures}
     names = [*(name for name in UNITS if name in found), *sorted(found - UNITS.keys())]
     _write_csv(
         folder / "cases.csv",
-        ["method", "case", *names, "seconds", "peak_memory", "failure"],
-        [[r.method, r.case, *map(r.measures.get, names), r.seconds, r.peak_memory, r.failure] for r in results],
+        ["method", "case", "subject", *names, "seconds", "peak_memory", "failure"],
+        [
+            [r.method, r.case, r.subject, *map(r.measures.get, names), r.seconds, r.peak_memory, r.failure]
+            for r in results
+        ],
     )
     measures = headline_measures(results, head.unit)
     known = reference in place
     compared = {m.name: {c.method: c for c in compare(results, rows, m, reference)} if known else {} for m in measures}
     _write_statistics(folder / "statistics.csv", results, rows, measures, compared, reference)
     parts = [_head(results, rows, head), "## Results", *_main_table(results, rows, measures, head.unit)]
+    parts += _warnings(results, rows)
     parts += _failures(results, rows)
-    parts += _comparisons(rows, measures, compared, reference)
+    parts += _comparisons(rows, measures, compared, identical_rows(results, reference), reference)
     text = "\n\n".join(part for part in parts if part) + "\n"
-    (folder / "benchmark.md").write_text(text, encoding="utf-8")
+    with whole_file(folder / "benchmark.md") as building:
+        building.write_text(text, encoding="utf-8")
     return text
 
 
 def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with whole_file(path) as building, building.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows([["" if cell != cell else cell for cell in line] for line in lines])  # NaN: not known
@@ -135,7 +141,7 @@ def _write_statistics(
     lines = []
     for measure in measures:
         for name, _ in rows:
-            summary = summarise_values(list(values_of(results, name, measure).values()))
+            summary = summarise_row(results, name, measure)
             comparison = compared[measure.name].get(name)
             line = [measure.name, measure.unit, name, *(getattr(summary, key) for key in own)]
             line += [reference, *(getattr(comparison, key) for key in against)] if comparison else []
@@ -172,8 +178,17 @@ def _p_value(p: float) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of files and of other programs for a Markdown table: one line, nothing of it read as markup."""
-    return re.sub(r"([\\|`*_<\[])", r"\\\1", " ".join(text.split()))
+    r"""Text of files and of other programs on one line, of which CommonMark, tables, formulas and links read nothing.
+
+    What GitHub looks for after rendering, such as mail addresses and :emoji:, it still finds.
+
+    Example:
+        >>> print(_text("a|b_c costs $5 & more:\n see https://example.org, www.example.org"))
+        a\|b\_c costs \$5 \& more: see https\://example.org, www\.example.org
+    """
+    line = re.sub(r"([\\|`*_<\[&~$@#])", r"\\\1", " ".join(text.split()))
+    line = re.sub(r"(:)(?=//)|(?<=www)(\.)", r"\\\1\2", line, flags=re.IGNORECASE)
+    return re.sub(r"^(\d+(?=[.)](?: |$))|(?=[>+=-]))", r"\1\\", line)
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int) -> str:
@@ -185,19 +200,60 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], texts: int)
 def _head(results: Sequence[CaseResult], rows: Sequence[Row], head: Head) -> str:
     cases = case_order(results)
     landmarks = {(result.case, str(row["label"]), i) for result in results for i, row in enumerate(result.landmarks)}
+    count = f"the first {len(cases)} of {head.cases_in_split}" if len(cases) < head.cases_in_split else f"{len(cases)}"
     facts = {
-        "Cases": f"{len(cases)}" + (f", with {len(landmarks)} landmarks" if landmarks else ""),
+        "Cases": count + (f", with {len(landmarks)} landmarks" if landmarks else ""),
+        "Subjects": _subjects(results),
         "Split": _text(head.split),
+        "Training": _text(head.training),
         "Unit of distances": f"{head.unit}, unless a column says otherwise",
-        "Pre-alignment, the same for all rows": _text(head.prealignment),
+        "Pre-alignment": _text(head.prealignment),
         "Rows": f"{len(rows)}",
-        "Made by": f"monai_jsm {_text(head.version)}"
-        + (f", commit {_text(head.commit)}" if head.commit else "")
-        + f"; {head.threads} {'thread' if head.threads == 1 else 'threads'} a process, {head.jobs} "
-        + ("process" if head.jobs == 1 else "processes at the same time, which makes each slower"),
+        "Made by": _made(results),
     }
-    lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    return f"# {_text(head.suite)}\n\n{lines}\n\n    {' '.join(head.command.split())}"
+    lines = "\n".join(f"- {key}: {value}" for key, value in facts.items() if value)
+    command = f"\n\n    {' '.join(head.command.splitlines())}" if head.command else ""
+    return f"# {_text(head.suite)}\n\n{lines}{command}"
+
+
+def _subjects(results: Sequence[CaseResult]) -> str:
+    """Of how many subjects the pairs are and what follows from it; empty where that is not known."""
+    cases, subjects = case_order(results), subjects_of(results)
+    if not subjects:
+        return ""
+    known, unknown = len(set(subjects.values())), len(cases) - len(subjects)
+    pairs = f"{len(subjects)} of the {len(cases)} pairs" if unknown else f"the {len(cases)} pairs"
+    whose = f"{pairs} are of {known} {'subject' if known == 1 else 'subjects'}"
+    if unknown:
+        whose += ", each of the others counts as of a subject of its own"
+    if known == len(subjects):
+        return whose if unknown else f"{whose}, one each"
+    few = "" if known + unknown >= FEWEST_PAIRS else f", and not given below {FEWEST_PAIRS} of them"
+    return f"{whose}; intervals are over subjects{few}; p takes pairs as independent, so that it is too small"
+
+
+def _made(results: Sequence[CaseResult]) -> str:
+    """By what the results were made, all that differs between them included; empty where none tells."""
+    made = [result.made for result in results if result.made]
+
+    def told(key: str, text: Callable[[str], str]) -> str:
+        values = dict.fromkeys(one.get(key, "") for one in made)
+        words = [_text(str(value)) or "unknown" for value in sorted(values, key=lambda v: (isinstance(v, str), v))]
+        if words in ([], ["unknown"]):
+            return ""
+        if len(words) == 1:
+            return text(words[0])
+        return "mixed: " + text(f"{', '.join(words[:-1])} and {words[-1]}")
+
+    source = [told("version", "monai_jsm {}".format), told("commit", "commit {}".format)]
+    threads = told("threads", lambda n: f"{n} {'thread' if n == '1' else 'threads'} a process")
+    jobs = told(
+        "jobs", lambda n: "1 process" if n == "1" else f"{n} processes at the same time, which makes each slower"
+    )
+    busy = [part for part in (threads, jobs) if part]
+    if any(part.startswith("mixed") for part in busy):
+        busy[-1] += "; seconds of different rows do not compare"
+    return "; ".join(part for part in (", ".join(filter(None, source)), ", ".join(busy)) if part)
 
 
 @dataclass(frozen=True)
@@ -218,7 +274,7 @@ def _main_table(
     """The table and what its columns mean."""
     done = {name: [r for r in results if r.method == name and not r.failure] for name, _ in rows}
     cases = len(case_order(results))
-    columns = _columns(done, measures, unit)
+    columns = _columns(results, done, measures, unit)
     rigid = {
         name for name, own in done.items() if all(r.measures.get("log_jacobian_sd", math.inf) < _RIGID for r in own)
     }
@@ -247,7 +303,9 @@ def _main_table(
     return [_markdown(header, lines, 2), "\n".join(notes)]
 
 
-def _columns(done: dict[str, list[CaseResult]], measures: Sequence[Measure], unit: str) -> list[_Column]:
+def _columns(
+    results: Sequence[CaseResult], done: dict[str, list[CaseResult]], measures: Sequence[Measure], unit: str
+) -> list[_Column]:
     """All columns that have a figure."""
     found: list[_Column] = []
 
@@ -263,7 +321,7 @@ def _columns(done: dict[str, list[CaseResult]], measures: Sequence[Measure], uni
             found.append(_Column(title, meaning, figures, [_digits(value) for value in figures], better, of_field))
 
     def add_summary(measure: Measure, meaning: str) -> None:
-        summaries = [summarise_values(list(values_of(own, name, measure).values())) for name, own in done.items()]
+        summaries = [summarise_row(results, name, measure) for name in done]
         better = 1 if measure.higher_is_better else -1
         figures = [summary.mean for summary in summaries]
         if all(map(math.isnan, figures)):
@@ -273,7 +331,8 @@ def _columns(done: dict[str, list[CaseResult]], measures: Sequence[Measure], uni
         if measure == measures[0]:
             cells = [_interval(summary.low, summary.high) for summary in summaries]
             if set(cells) != {_NONE}:
-                meaning = f"where the {measure.title} over cases like these lies, by resampling the cases."
+                drawn = "subjects" if subjects_of(results) else "cases"
+                meaning = f"where the {measure.title} over cases like these lies, by resampling the {drawn}."
                 found.append(_Column("95 % interval", meaning, figures, cells, 0))
 
     def over_landmarks(share: float) -> Callable[[list[CaseResult]], float]:
@@ -300,7 +359,7 @@ def _columns(done: dict[str, list[CaseResult]], measures: Sequence[Measure], uni
             add(f"no outlier ({unit})", meaning, lambda own: _mean_of(own, tre, with_tre - outlier_cases))
             meaning = "mean TRE of the cases in which something is missing in one image."
             add(f"outlier ({unit})", meaning, lambda own: _mean_of(own, tre, outlier_cases))
-        meaning = f"mean TRE of all landmarks within {NEAR:g} voxels of the missing part."
+        meaning = f"mean TRE of all landmarks within {NEAR:g} voxels of the missing part, all cases together."
         add(f"near it ({unit})", meaning, lambda own: _mean([e for r in own for e in near_outlier(r, unit)]))
     if "dice_after" in by_name:
         add_summary(by_name["dice_after"], "overlap of the labels, 1 is perfect; ± SD over cases.")
@@ -313,9 +372,9 @@ def _columns(done: dict[str, list[CaseResult]], measures: Sequence[Measure], uni
     add("folding (%)", meaning, mean_measure("folding"), of_field=True)
     meaning = "SD of the logarithm of the Jacobian determinant: how unevenly the field stretches."
     add("SD log J", meaning, mean_measure("log_jacobian_sd"), of_field=True)
-    meaning = "per pair, median, without reading and pre-alignment."
+    meaning = "per pair, median, with the pre-alignment that a row starts from, without reading and measuring."
     add("seconds", meaning, lambda own: _quantile([r.seconds for r in own], 0.5), of_field=True)
-    meaning = "by which the process grew at its peak, median."
+    meaning = "by which the process grew at its peak, median, without weights and libraries."
     add("memory (MiB)", meaning, lambda own: _quantile([r.peak_memory for r in own], 0.5), of_field=True)
     return found
 
@@ -352,6 +411,20 @@ def _quantile(values: Sequence[float], share: float) -> float:
         return float(np.quantile(known, share)) if known else math.nan
 
 
+def _warnings(results: Sequence[CaseResult], rows: Sequence[Row]) -> list[str]:
+    """Each warning once, with the rows and the number of cases that it concerns."""
+    concerned: dict[str, list[CaseResult]] = {}
+    for result in results:
+        for warning in dict.fromkeys(result.warnings):
+            concerned.setdefault(warning, []).append(result)
+    cases, lines = len(case_order(results)), []
+    for warning, found in concerned.items():
+        names = [_text(name) for name, _ in rows if any(result.method == name for result in found)]
+        who = "all rows" if len(names) == len(rows) else ", ".join(names)
+        lines.append(f"- {_text(warning)} ({len(case_order(found))} of {cases} cases; {who})")
+    return ["## Warnings", "\n".join(lines)] if lines else []
+
+
 def _failures(results: Sequence[CaseResult], rows: Sequence[Row]) -> list[str]:
     """Which rows lack which cases, and why."""
     cases = case_order(results)
@@ -376,22 +449,18 @@ def _comparisons(
     rows: Sequence[Row],
     measures: Sequence[Measure],
     compared: dict[str, dict[str, Comparison]],
+    identical: Sequence[str],
     reference: str,
 ) -> list[str]:
     titles = dict(rows)
     if reference not in titles:
         return [f"No row is compared with another, since the reference, {_text(reference)}, is not among them."]
     ours = _text(reference)
-    parts = [
-        f"## Every row against {ours}",
-        f"{ours}: {_text(titles[reference])}. The same cases for both; difference: row minus {ours}, mean over cases "
-        f"with its 95 % interval; better, equal, worse: in how many cases; p: Wilcoxon's signed-rank test, "
-        f"Holm's correction for the number of rows; a difference counts as shown below 0.05, and is not tested below "
-        f"{FEWEST_PAIRS} pairs. What {ours} loses to stands first.",
-    ]
+    parts = []
     for measure in measures:
         comparisons = sorted(
-            (c for c in compared[measure.name].values() if c.shared), key=lambda c: _rank(c, reference, measure)
+            (c for c in compared[measure.name].values() if c.shared and c.method not in identical),
+            key=lambda c: _rank(c, reference, measure),
         )
         if not comparisons:
             continue
@@ -413,8 +482,21 @@ def _comparisons(
             ]
             for c in comparisons
         ]
-        parts += [f"### By {measure.title}{unit}; {better} is better", _markdown(header, lines, 2)]
-    return parts
+        parts += [f"### By {measure.title}{unit}; {better} is better", measure.note, _markdown(header, lines, 2)]
+    same = [
+        f"- {_text(titles[name])} ({_text(name)}): every result is that of {ours} to the last bit; it is not compared."
+        for name in identical
+    ]
+    if not parts and not same:
+        return []
+    meaning = (
+        f"{ours}: {_text(titles[reference])}. The same cases for both; difference: row minus {ours}, mean over cases "
+        f"with its 95 % interval; better, equal, worse: in how many cases; p: Wilcoxon's signed-rank test over pairs, "
+        f"with Holm's correction for the rows tested, each measure by itself; a difference counts as shown below 0.05, "
+        f"and is not tested below {FEWEST_PAIRS} pairs; mixed: the ranks of the differences, which the test looks at, "
+        f"and their mean do not point the same way. What {ours} loses to stands first."
+    )
+    return [f"## Every row against {ours}", meaning if parts else "", "\n".join(same), *parts]
 
 
 def _rank(comparison: Comparison, reference: str, measure: Measure) -> tuple[int, float]:
