@@ -12,6 +12,7 @@ from monai_jsm.data import (
     datalist_spatial_dims,
     load_cases,
     load_datalist,
+    load_pairs,
     write_phantom,
 )
 
@@ -52,6 +53,23 @@ def test_cases_come_with_absolute_paths_and_the_declared_frame(datalist_factory,
         assert all(os.path.isabs(case[key]) and os.path.exists(case[key]) for key in KEYS)
     assert datalist_spatial_dims(folder) == spatial_dims
     check_cases(cases, spatial_dims)
+
+
+def test_a_subject_is_kept_as_it_is_and_an_id_may_have_200_letters(datalist_factory):
+    folder = datalist_factory()
+    edit(folder, set_in_case("subject", "Smith, J. / left"))
+    edit(folder, set_in_case("id", "x" * 200))
+    cases = load_cases(folder, "training", 2)
+    assert [case.get("subject") for case in cases[:2]] == [None, "Smith, J. / left"]
+    assert cases[1]["id"] == "x" * 200
+
+
+def test_a_table_of_pairs_may_name_subjects_and_refuses_ids_that_no_folder_can_have(tmp_path, one_sentence):
+    (tmp_path / "pairs.csv").write_text("id,fixed,moving,subject\na,f.nii,m.nii,S1\nb,f.nii,m.nii,\n")
+    assert [case.get("subject") for case in load_pairs(tmp_path / "pairs.csv")] == ["S1", None]
+    (tmp_path / "pairs.csv").write_text(f"id,fixed,moving\n{'x' * 201},f.nii,m.nii\n")
+    with pytest.raises(InputError, match="cannot name a folder"):
+        load_pairs(tmp_path / "pairs.csv")
 
 
 @pytest.mark.parametrize("side", ["fixed", "moving"])
@@ -150,6 +168,8 @@ CASE = "case training[1] (id 'training_1')"
         (lambda datalist: datalist["training"].insert(1, "pair"), "case training[1]: 'pair' is not of type 'object'"),
         (lambda datalist: datalist["training"][1].pop("id"), "case training[1]: 'id' is a required property"),
         (set_in_case("id", "../up"), "case training[1] (id '../up'), key 'id': '../up' does not match"),
+        (set_in_case("id", "x" * 201), "key 'id': 'xxxxxxxxxxxx...xxxxxxxxxxxxx' breaks the rule maxLength"),
+        (set_in_case("subject", ""), f"{CASE}, key 'subject'"),
         (set_in_case("fixed_image", 12), f"{CASE}, key 'fixed_image': 12 is not of type 'string'"),
         (set_in_case("fixed_image", ["x" * 500]), f"{CASE}, key 'fixed_image': ['xxxx"),
         (set_in_case("fixed_image", ""), f"{CASE}, key 'fixed_image'"),

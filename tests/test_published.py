@@ -91,7 +91,9 @@ def test_subjects_are_parted_and_every_slice_is_a_case(tmp_path):
     assert ids["validation"] == [f"SC-{n:02d}_slice{i:02d}" for n in (1, 11) for i in (0, 1)]
     assert len(ids["training"]) == 2 * 7
     for section in SECTIONS:
-        check_cases(load_datalist(tmp_path / "data" / "sunnybrook", section), 2)
+        cases = load_datalist(tmp_path / "data" / "sunnybrook", section)
+        assert [case["subject"] for case in cases] == [case["id"].split("_slice")[0] for case in cases]
+        check_cases(cases, 2)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["sunnybrook"]
 
 
@@ -221,7 +223,7 @@ def test_known_fields_are_all_for_testing_and_copied_as_they_are(tmp_path):
 def test_an_outlier_of_a_known_field_belongs_to_the_image_that_carries_it(tmp_path):
     (tmp_path / "source").mkdir()
     write_known_field(tmp_path / "source", ("a", "b", "c"))
-    (tmp_path / "source" / "cases.csv").write_text("case,carrier\na,fixed\nb,\nc,moving\n")
+    (tmp_path / "source" / "cases.csv").write_text("case,carrier,subject\na,fixed,S1\nb,,\nc,moving,S/2\n")
     for name in "ac":
         outlier = nib.Nifti1Image(np.eye(20, 24, dtype=np.uint8), np.diag([1.5, -1.2, 1, 1]))
         nib.save(outlier, tmp_path / "source" / name / "outlier.nii.gz")
@@ -232,6 +234,7 @@ def test_an_outlier_of_a_known_field_belongs_to_the_image_that_carries_it(tmp_pa
         [],
         ["moving_outlier"],
     ]
+    assert [case.get("subject") for case in cases] == ["S1", None, "S/2"]
     assert cases[2]["moving_outlier"] == str(tmp_path / "out" / "c" / "outlier.nii.gz")
     check_cases(cases, 2)
 

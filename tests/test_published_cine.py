@@ -71,7 +71,8 @@ def test_patients_are_parted_where_there_is_no_testing_folder(tmp_path):
     assert ids["validation"] == [f"patient{n:03d}_slice{i:02d}" for n in (2, 12) for i in (1, 2)]
     assert len(ids["training"]) == 7 * 2
     for section in SECTIONS:
-        load_cases(tmp_path / "data" / "acdc", section, 2)
+        cases = load_cases(tmp_path / "data" / "acdc", section, 2)
+        assert [case["subject"] for case in cases] == [case["id"].split("_")[0] for case in cases]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["acdc"]
 
 

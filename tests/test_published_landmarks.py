@@ -307,6 +307,8 @@ def test_every_two_images_of_a_tissue_are_a_pair_in_its_smallest_scale(tmp_path)
         "testing": ["lung_lesion_1_000", "lung_lesion_1_001", "lung_lesion_1_002", "mice_kidney_1_003"]
     }
     cases = loaded(tmp_path / "out", 2)
+    tissues = [*["lung-lesion_1"] * 3, "mice-kidney_1"]
+    assert [case["subject"] for case in cases.values()] == tissues
     case = cases["lung_lesion_1_001"]
     for side, name in (("fixed", "a_CD31"), ("moving", "c_Ki67")):
         assert case[f"{side}_image"].endswith(f"lung-lesion_1/scale-5pc/{name}.png")

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import pickle
 
@@ -142,14 +143,13 @@ def test_unknown_kinds_and_motions_that_must_fold_are_mistakes_of_the_program():
 def test_every_suite_says_what_the_benchmark_needs_and_travels_to_other_processes():
     assert list(SUITES) == [
         *("digits", "digits-outlier", "phantom", "known-field", "cine", "histology"),
-        *("hippocampus", "brain3d", "brain-tumour", "lung"),
+        *("hippocampus", "brain3d", "brain-tumour", "lung", "lung-motion"),
     ]
     for name, suite in SUITES.items():
         assert suite.name == name
         assert suite.affine in AFFINE_CHOICES
         assert suite.unit == {2: "voxel", 3: "mm"}[suite.spatial_dims]
         assert suite.weights in {2: ("cine", "digits"), 3: ("",)}[suite.spatial_dims]
-        assert "no method saw" in suite.split
         assert suite.split.endswith(".")
         assert pickle.loads(pickle.dumps(suite)) == suite
 
@@ -157,6 +157,28 @@ def test_every_suite_says_what_the_benchmark_needs_and_travels_to_other_processe
 def made_of_nothing(data, folder):
     folder.mkdir()
     (folder / "datalist.json").write_text(json.dumps({"spatial_dims": 2, "testing": [], "description": str(data)}))
+
+
+def test_a_folder_of_other_data_or_another_version_is_refused(tmp_path):
+    suite = dataclasses.replace(SUITES["lung"], prepare=made_of_nothing)
+    data = {name: tmp_path / name for name in ("data", "more")}
+    for path in data.values():
+        (path / "lung_ct").mkdir(parents=True)
+        (path / "lung_ct" / "mask.mha").write_text("mask")
+    folder = suite_folder(suite, data["data"], tmp_path / "suites")
+    assert suite_folder(suite, data["more"], tmp_path / "suites") == folder  # the same names and sizes
+    (data["more"] / "lung_ct" / "deeper").mkdir()
+    (data["more"] / "lung_ct" / "deeper" / "points.csv").write_text("0")
+    with pytest.raises(InputError, match="lung: was made from other data or by another version; remove it"):
+        suite_folder(suite, data["more"], tmp_path / "suites")
+    assert suite_folder(suite, None, tmp_path / "suites") == folder  # what is not named cannot be compared
+    (folder / "origin.txt").write_text("0" * 64 + (folder / "origin.txt").read_text()[64:])
+    for source in (None, data["data"]):
+        with pytest.raises(InputError, match="lung: was made from other data or by another version; remove it"):
+            suite_folder(suite, source, tmp_path / "suites")
+    (folder / "origin.txt").unlink()
+    with pytest.raises(InputError, match="lung: was made from other data"):
+        suite_folder(suite, None, tmp_path / "suites")
 
 
 def test_a_suite_is_made_once_and_then_taken_as_it_is(tmp_path):
@@ -277,8 +299,13 @@ def test_brains_are_halved_in_place_moved_and_given_lesions(tmp_path, monkeypatc
     cases = load_cases(folder, "testing", 3)
     assert len(cases) == 6
     assert len(load_cases(folder, "validation", 3)) == 4
-    kinds = [[kind for kind in LESIONS if kind in case["id"]] for case in cases]
-    assert sorted(kinds) == sorted([[kind] for kind in LESIONS] * 2)
+    for section in ("testing", "validation"):
+        parts = [(case["subject"], *case["id"].split("_")[-2:]) for case in load_cases(folder, section, 3)]
+        for pair_of in itertools.combinations(zip(*parts, strict=True), 2):  # brain, lesion, family
+            assert len(set(zip(*pair_of, strict=True))) == len(parts)
+    assert sorted(case["id"].split("_")[-2] for case in cases) == sorted(LESIONS * 2)
+    assert sorted(case["id"].split("_")[-1] for case in cases) == sorted(WARP_FAMILIES * 2)
+    assert all(case["id"].startswith(f"testing_{case['subject']}_") for case in cases)
     image, place = read_image(cases[0]["moving_image"], 3)
     assert np.abs(np.diag(place)[:3]).tolist() == [2, 2, 2]
     middle = np.array(ndimage.center_of_mass(image > 300))
@@ -300,6 +327,8 @@ def test_known_fields_keep_their_sections_and_carriers(shared_data, tmp_path):
         }
         assert found == carriers
         assert len(cases) == count
+        with (shared_data / name / "cases.csv").open() as stream:
+            assert [case["subject"] for case in cases] == [row["subject"] for row in csv.DictReader(stream)]
 
 
 def test_held_out_hippocampi_are_paired_and_share_their_middle(shared_data, tmp_path):
@@ -309,6 +338,7 @@ def test_held_out_hippocampi_are_paired_and_share_their_middle(shared_data, tmp_
     for section, count in (("testing", 20), ("validation", 6)):
         cases = load_cases(folder, section, 3)
         assert len(cases) == count
+        assert all(case["id"].startswith(f"{case['subject']}_") for case in cases)
         used[section] = {case[f"{side}_image"].split("/")[-1] for case in cases for side in ("fixed", "moving")}
         for case in cases:
             for side in ("fixed", "moving"):
@@ -318,10 +348,19 @@ def test_held_out_hippocampi_are_paired_and_share_their_middle(shared_data, tmp_
     assert used["validation"] <= set(names[:-14])
 
 
+def test_a_folder_of_more_or_fewer_hippocampi_is_refused(tmp_path):
+    images = tmp_path / "hippocampus_msd" / "images"
+    images.mkdir(parents=True)
+    for number in range(53):
+        (images / f"hippocampus_{number:03d}.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="images: holds 53 images; give the 54 of this suite"):
+        suite_folder(SUITES["hippocampus"], tmp_path, tmp_path / "suites")
+
+
 def test_lung_masks_lose_their_shift_and_landmarks_keep_their_place(shared_data, tmp_path):
     folder = suite_folder(SUITES["lung"], shared_data, tmp_path)
     cases = load_cases(folder, "testing", 3)
-    assert len(cases) == 5
+    assert len(cases) == 1
     pair = LoadPaird(3)(cases[0])
     assert len(pair["fixed_landmarks"]) == 10
     with (shared_data / "lung_ct" / "baseline_followup_points10.csv").open() as stream:
@@ -330,9 +369,16 @@ def test_lung_masks_lose_their_shift_and_landmarks_keep_their_place(shared_data,
     np.testing.assert_allclose(pair["fixed_landmarks"].numpy(), lps * [-1, -1, 1], atol=0.01)  # three digits of a mm
     distance = torch.linalg.vector_norm(pair["fixed_landmarks"] - pair["moving_landmarks"], dim=1)
     assert distance.mean() < 8  # 34.9 mm before, 5.0 mm after the best shift
+
+
+def test_a_lung_moves_four_times_and_its_landmarks_keep_their_place(shared_data, tmp_path):
+    folder = suite_folder(SUITES["lung-motion"], shared_data, tmp_path)
+    cases = load_cases(folder, "testing", 3)
+    assert len(cases) == 4
+    assert {case["subject"] for case in cases} == {"baseline"}
     with (shared_data / "lung_ct" / "baseline_landmarks51.csv").open() as stream:
         known = np.array([[float(row[f"{axis}_mm"]) for axis in "xyz"] for row in csv.DictReader(stream)])
-    for case in cases[1:]:
+    for case in cases:
         affine = read_image(case["moving_image"], 3)[1]
         moving = read_landmarks(case["moving_landmarks"], "voxel0", affine).positions * [-1, -1, 1]
         assert len(moving) >= 45

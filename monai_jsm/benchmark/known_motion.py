@@ -1,7 +1,8 @@
-"""Pairs made of one image and a motion that is known everywhere, with landmarks and structures without counterpart.
+"""Pairs made of one image and a motion that is known everywhere, with landmarks and changes that it does not know.
 
 ``moving`` is the image ``A`` and ``fixed(x) = A(x + ddf(x))``, so a landmark ``p`` of fixed lies at ``p + ddf(p)`` in
-moving. A structure is then painted into one of the two, or taken out of it, and gain, bias field and noise differ.
+moving. One of the two is then changed by what the motion does not know: a structure is painted into it, taken out of it
+or magnified. Gain, bias field and noise differ too.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class KnownMotionPair(NamedTuple):
         ddf: the truth, (D, *S), voxels, components in array-axis order.
         fixed_landmarks: (N, D), voxels, first voxel's centre at zero; none within 3 voxels of the outlier.
         moving_landmarks: the same landmarks in moving, (N, D).
-        carrier: "fixed" or "moving", which image shows the outlier; "" where there is none.
-        outlier: (*S), true where the carrier has no counterpart in the other image, on the carrier's grid.
+        carrier: "fixed" or "moving", which image was changed; "" where none was.
+        outlier: (*S), true where the carrier was changed by what the motion does not know, on the carrier's grid.
     """
 
     fixed: _Array
@@ -122,9 +123,10 @@ def make_known_motion_pair(
 
     Outliers of digits follow Morpho-MNIST: a ``fracture`` takes one to three pieces out of the stroke, across it; a
     ``swelling`` magnifies a disc around a point of the stroke, a point at the share q of its radius coming from q^3.
-    Unlike there, strokes are not thinned to a skeleton: points are ridges of the distance to the background, and both
-    are done at the resolution of the image. The other kinds, of any D, fill a lump: ``cavity`` with background,
-    ``mass`` with bright tissue and ``texture`` with smooth noise.
+    A swelling is itself a motion, but one that ``ddf`` leaves out. Unlike there, strokes are not thinned to a skeleton:
+    points are ridges of the distance to the background, and both are done at the resolution of the image. The other
+    kinds, of any D, fill a lump: ``cavity`` with background, ``mass`` with bright tissue and ``texture`` with smooth
+    noise.
 
     Args:
         image: (*S), intensities of tissue up to about 1, background 0.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import tempfile
@@ -36,12 +37,14 @@ from monai_jsm.data import (
 )
 from monai_jsm.data.images import read_placed
 from monai_jsm.data.published_folder import Case, write_case, write_datalist
+from monai_jsm.data.results import file_hash
 
 __all__ = ["SUITES", "Suite", "suite_folder"]
 
 _DIGIT_PAIRS = (40, 20)  # for testing and for validation
 _DIGIT_MOTION = (3.0, 7.0)  # longest vector, mm, which are voxels of a digit
-_HIPPOCAMPUS_HELD_OUT = 14  # subjects at the end of the sorted list
+_HIPPOCAMPUS_IMAGES = 54
+_HIPPOCAMPUS_HELD_OUT = 14  # images at the end of the sorted list
 _HIPPOCAMPUS_PAIRS = (20, 6)
 _BRAIN_MOTION = (6.0, 8.0)
 _BRAIN_MARGIN = 10  # mm of background around a brain
@@ -49,6 +52,7 @@ _LUNG_MOTION = (8.0, 16.0)
 _LUNG_CASES = 4
 _LUNG_WINDOW = (-1050.0, 200.0)  # HU shown as 0 and 1
 _GREY = 1000  # stored value of tissue
+_ORIGIN = "origin.txt"  # in the folder of a suite: what it was made of
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Suite:
         spatial_dims: D.
         unit: of the distances told first, "voxel" or "mm".
         affine: pre-alignment that all rows share, one of :data:`monai_jsm.registration.AFFINE_CHOICES`.
-        split: a sentence: which cases, and that no method saw them.
+        split: a sentence: which cases, and what of them a network or a choice of settings has seen.
         weights: data on which the learned rows of the suite were trained, "cine" or "digits"; "" where none can run.
         needs: folders of the data directory that it reads.
         prepare: called with the data directory and the folder to make; writes ``datalist.json`` with "testing" and,
@@ -82,7 +86,8 @@ class Suite:
 def suite_folder(suite: Suite, data: Path | None, folder: Path) -> Path:
     """The folder of a suite, made where it is not there yet.
 
-    It appears complete or not at all, however many processes ask for it. One that is there is taken as it is.
+    It appears complete or not at all, however many processes ask for it. One that is there is taken, unless it was made
+    by another version of this package or from other data.
 
     Args:
         suite: from ``SUITES``.
@@ -93,10 +98,12 @@ def suite_folder(suite: Suite, data: Path | None, folder: Path) -> Path:
         ``folder / suite.name``, which holds ``datalist.json``.
 
     Raises:
-        InputError: if published data are absent or unusable, or the folder cannot be made or holds anything else.
+        InputError: if published data are absent or unusable, or the folder cannot be made, or holds anything else or
+            what other data or another version gave.
     """
     target = Path(folder) / suite.name
     if (target / DATALIST_NAME).is_file():
+        _check_origin(suite, data, target)
         return target
     if target.exists():
         raise InputError(f"{target}: holds no {DATALIST_NAME}; remove it or name another folder.")
@@ -117,12 +124,34 @@ def suite_folder(suite: Suite, data: Path | None, folder: Path) -> Path:
     with building as place:
         draft = Path(place) / suite.name
         suite.prepare(data, draft)
+        (draft / _ORIGIN).write_text("\n".join(_origin(suite, data)), encoding="utf-8")
         try:
             draft.rename(target)
         except OSError:
             if not (target / DATALIST_NAME).is_file():  # another process was not faster
                 raise
     return target
+
+
+def _check_origin(suite: Suite, data: Path | None, target: Path) -> None:
+    try:
+        told = (target / _ORIGIN).read_text(encoding="utf-8").split("\n")
+    except OSError:
+        told = []
+    wanted = _origin(suite, data)
+    if told[:1] != wanted[:1] or (data is not None and told[1:] != wanted[1:]):
+        raise InputError(f"{target}: was made from other data or by another version; remove it, to have it made anew.")
+
+
+def _origin(suite: Suite, data: Path | None) -> list[str]:
+    """What decides a suite's files: a hash of the program, and one of the names and sizes of the files it reads."""
+    package = Path(__file__).parents[1]
+    own = [package / "benchmark" / name for name in ("suites.py", "known_motion.py")]
+    program = [*own, *sorted(package.glob("data/p[hu]*.py"))]  # phantom and published
+    digest = hashlib.sha256("".join(file_hash(path) for path in program).encode())
+    files = [path for name in suite.needs for path in sorted((data or Path()).glob(f"{name}/**/*")) if path.is_file()]
+    sizes = "".join(f"{path.relative_to(data or Path())} {path.stat().st_size}\n" for path in files)
+    return [digest.hexdigest(), hashlib.sha256(sizes.encode()).hexdigest()]
 
 
 def _prepare_digits(data: Path, folder: Path) -> None:
@@ -132,7 +161,9 @@ def _prepare_digits(data: Path, folder: Path) -> None:
     cases: dict[str, list[Case]] = {}
     for number, (section, count) in enumerate(zip(("testing", "validation"), _DIGIT_PAIRS, strict=True)):
         cases[section] = [
-            _write_motion(folder, f"{section}_motion_{i:03d}", images["motion", section][i], affine, [number, i])
+            _write_motion(
+                folder, f"{section}_motion_{i:03d}", images["motion", section][i], affine, [number, i], _family(i)
+            )
             for i in range(count)
         ]
         cases[section] += [
@@ -158,6 +189,7 @@ def _prepare_digits_outlier(data: Path, folder: Path) -> None:
                 images["outlier", section][i],
                 affine,
                 [2 + number, i],
+                _family(i),
                 STROKE_CHANGES[i % 2],
             )
             for i in range(count)
@@ -209,7 +241,10 @@ def _prepare_known_field(data: Path, folder: Path) -> None:
         prepare_known_field(data / name, folder / section)
         path = folder / section / DATALIST_NAME
         cases[section] = [
-            {key: f"{section}_{value}" if key == "id" else f"{section}/{value}" for key, value in case.items()}
+            {
+                key: value if key == "subject" else f"{section}{'_' if key == 'id' else '/'}{value}"
+                for key, value in case.items()
+            }
             for case in json.loads(path.read_text(encoding="utf-8"))["testing"]
         ]
         path.unlink()
@@ -228,28 +263,39 @@ def _prepare_histology(data: Path, folder: Path) -> None:
 def _prepare_hippocampus(data: Path, folder: Path) -> None:
     source = data / "hippocampus_msd"
     names = sorted(path.name for path in (source / "images").glob("*.nii.gz"))
-    if len(names) < 2 * _HIPPOCAMPUS_HELD_OUT:
-        raise InputError(f"{source / 'images'}: holds {len(names)} images; give all 54 of this data set.")
+    if len(names) != _HIPPOCAMPUS_IMAGES:
+        wanted = f"give the {_HIPPOCAMPUS_IMAGES} of this suite"
+        raise InputError(f"{source / 'images'}: holds {len(names)} images; {wanted}.")
     parts = {"testing": names[-_HIPPOCAMPUS_HELD_OUT:], "validation": names[:-_HIPPOCAMPUS_HELD_OUT]}
     generator = np.random.default_rng(0)
     folder.mkdir()
     for kind in ("images", "labels"):
         (folder / kind).mkdir()
     cases: dict[str, list[Case]] = {}
-    for (section, subjects), count in zip(parts.items(), _HIPPOCAMPUS_PAIRS, strict=True):
-        ordered = [(fixed, moving) for fixed in subjects for moving in subjects if fixed != moving]
+    for (section, images), count in zip(parts.items(), _HIPPOCAMPUS_PAIRS, strict=True):
+        ordered = [(fixed, moving) for fixed in images for moving in images if fixed != moving]
         cases[section] = []
         for index in generator.permutation(len(ordered))[:count]:
             sides = dict(zip(("fixed", "moving"), ordered[index], strict=True))
-            case = {"id": "_".join(name.removesuffix(".nii.gz") for name in sides.values())}
+            names_of = {side: name.removesuffix(".nii.gz") for side, name in sides.items()}
+            case = {"id": "_".join(names_of.values()), "subject": names_of["fixed"]}
             for side, name in sides.items():
                 case |= {f"{side}_image": f"images/{name}", f"{side}_label": f"labels/{name}"}
             cases[section].append(case)
     for path in sorted(
-        {value for part in cases.values() for case in part for key, value in case.items() if key != "id"}
+        {
+            value
+            for part in cases.values()
+            for case in part
+            for key, value in case.items()
+            if key not in ("id", "subject")
+        }
     ):
         _write_centred(source / path, folder / path)
-    description = "Hippocampi of two people, T1 MR, the middles of both images at the origin; labels 1 and 2."
+    description = (
+        "Pairs of hippocampi, T1 MR, the middles of both images at the origin; labels 1 and 2. The source may hold "
+        "both hippocampi of one person."
+    )
     write_datalist(folder, cases, description, spatial_dims=3)
 
 
@@ -270,7 +316,7 @@ def _prepare_brain3d(data: Path, folder: Path) -> None:
 
 
 def _prepare_brain_tumour(data: Path, folder: Path) -> None:
-    """Two motions of each image, the three kinds of lesion in turn."""
+    """Two motions of each image, of two families and with two kinds of lesion; no two cases share two of the three."""
     source = data / "brain_tumour"
     images = {
         "testing": ("healthy_ch2_in_SRI24", "TCGA-DU-7294_t1", "TCGA-FG-6692_t1"),
@@ -280,7 +326,8 @@ def _prepare_brain_tumour(data: Path, folder: Path) -> None:
     cases: dict[str, list[Case]] = {section: [] for section in images}
     for number, (section, names) in enumerate(images.items()):
         for i in range(2 * len(names)):
-            name, kind = names[i % len(names)], LESIONS[(i + i // 3) % 3]
+            second, place = divmod(i, len(names))
+            name, kind = names[place], LESIONS[(place + second) % 3]
             array, affine = _halved(*_brain(source / f"{name}.nii.gz"))
             cases[section].append(
                 _write_motion(
@@ -289,30 +336,39 @@ def _prepare_brain_tumour(data: Path, folder: Path) -> None:
                     array / np.percentile(array[array > 0], 99),
                     affine,
                     [4 + number, i],
+                    _family(place + 2 * second),
                     kind,
                     longest=_BRAIN_MOTION,
                     floor=0.3,
                     wanted=60,
                 )
+                | {"subject": name.split("_t1")[0]}
             )
     description = "Brains on a 2 mm grid moved by a known motion; one image shows a lesion that the other does not."
     write_datalist(folder, cases, description, spatial_dims=3, landmark_space="voxel0")
 
 
 def _prepare_lung(data: Path, folder: Path) -> None:
+    folder.mkdir()
+    cases = [_write_lung_masks(data / "lung_ct", folder)]
+    description = "Masks of one patient's lung at two visits, with ten points that were found in both images."
+    write_datalist(folder, {"testing": cases}, description, spatial_dims=3, landmark_space="voxel0")
+
+
+def _prepare_lung_motion(data: Path, folder: Path) -> None:
     source = data / "lung_ct"
     folder.mkdir()
-    cases = [_write_lung_masks(source, folder)]
     with (source / "baseline_landmarks51.csv").open(newline="", encoding="utf-8-sig") as stream:
         points = np.array([[float(row[f"small_{axis}"]) for axis in "ijk"] for row in csv.DictReader(stream)])
     ct, affine = read_image(source / "3DCT_lung_baseline_small.mha", 3)
     low, high = _LUNG_WINDOW
     image = np.clip((ct - low) / (high - low), 0, 1)
-    cases += [
-        _write_motion(folder, f"motion_{i:03d}", image, affine, [6, i], longest=_LUNG_MOTION, points=points)
+    cases = [
+        _write_motion(folder, f"motion_{i:03d}", image, affine, [6, i], _family(i), longest=_LUNG_MOTION, points=points)
+        | {"subject": "baseline"}
         for i in range(_LUNG_CASES)
     ]
-    description = "Lung masks of two visits, with landmarks, and one CT moved by a known motion."
+    description = "CT of one lung moved by a known motion, with its landmarks."
     write_datalist(folder, {"testing": cases}, description, spatial_dims=3, landmark_space="voxel0")
 
 
@@ -335,7 +391,11 @@ def _write_lung_masks(source: Path, folder: Path) -> Case:
         arrays[f"{side}_label"] = (mask > 0.5).astype(np.uint8)
         affines |= {f"{side}_{kind}": affine for kind in ("image", "label")}
     case = write_case(folder, "masks", arrays, affines)
-    return case | _write_points(folder, "masks", points, [affines["fixed_image"], affines["moving_image"]])
+    return (
+        case
+        | {"subject": "baseline"}
+        | _write_points(folder, "masks", points, [affines["fixed_image"], affines["moving_image"]])
+    )
 
 
 def _write_motion(
@@ -344,15 +404,14 @@ def _write_motion(
     image: np.ndarray,
     affine: np.ndarray,
     seed: Sequence[int],
+    family: str,
     outlier: str = "",
     longest: tuple[float, float] = _DIGIT_MOTION,
     floor: float = 0.5,
     wanted: int = 12,
     points: np.ndarray | None = None,
 ) -> Case:
-    """Write a pair of a known motion; the family of the motion changes from case to case, the last of the seed."""
     spacing = np.linalg.norm(affine[: image.ndim, : image.ndim], axis=0).tolist()
-    family = WARP_FAMILIES[seed[-1] % len(WARP_FAMILIES)]
     generator = np.random.default_rng(seed)
     pair: KnownMotionPair = make_known_motion_pair(
         image, spacing, generator, longest, family, outlier, floor, wanted, points
@@ -366,6 +425,10 @@ def _write_motion(
     case_id = f"{case_id}_{family}"
     case = write_case(folder, case_id, arrays, dict.fromkeys(arrays, affine))
     return case | _write_points(folder, case_id, [pair.fixed_landmarks, pair.moving_landmarks], [affine] * 2)
+
+
+def _family(number: int) -> str:
+    return WARP_FAMILIES[number % len(WARP_FAMILIES)]
 
 
 def _write_points(folder: Path, case_id: str, points: Sequence[np.ndarray], affines: Sequence[np.ndarray]) -> Case:
@@ -486,18 +549,21 @@ SUITES: dict[str, Suite] = {
             2,
             "voxel",
             "auto",
-            "All 11 pairs of two tissues, which no method saw.",
+            "All 11 pairs of two tissues of one animal. No network was trained on them, but the affine pre-alignment "
+            "was checked against their landmarks.",
             "cine",
             ("histology",),
             _prepare_histology,
         ),
         Suite(
             "hippocampus",
-            "Hippocampus between people",
+            "Hippocampus, one image to another",
             3,
             "mm",
             "auto",
-            "20 ordered pairs of the last 14 of the 54 sorted images, which no method saw.",
+            "20 ordered pairs of the last 14 of the 54 sorted images, on which no network was trained. The source may "
+            "hold both hippocampi of one person, so that the two of a pair, or of testing and validation, may be one "
+            "person's.",
             "",
             ("hippocampus_msd",),
             _prepare_hippocampus,
@@ -508,7 +574,7 @@ SUITES: dict[str, Suite] = {
             3,
             "mm",
             "none",
-            "The one pair there is, which no method saw.",
+            "The one pair there is, on which no network was trained.",
             "",
             ("brain3d_labels",),
             _prepare_brain3d,
@@ -519,23 +585,36 @@ SUITES: dict[str, Suite] = {
             3,
             "mm",
             "none",
-            "6 known motions of a healthy brain and of the T1 of two patients, which no method saw; settings were "
-            "chosen on other motions of the same patients' contrast T1.",
+            "6 known motions of a healthy brain and of the T1 of two patients, two of each. No network was trained on "
+            "them, and settings are those of the 2D suites.",
             "",
             ("brain_tumour",),
             _prepare_brain_tumour,
         ),
         Suite(
             "lung",
-            "Lung",
+            "Lung masks of two visits",
             3,
             "mm",
             "none",
-            "The masks of two visits, whose shift is removed by their centres of mass, and 4 known motions of one CT; "
-            "no method saw them.",
+            "One pair of one patient, whose shift is removed by the centres of mass, with 10 real points of both "
+            "visits. Inside of a binary mask nothing shows where a point goes: the error there measures how a "
+            "method fills in, its regulariser, and not how it matches. No network was trained on it.",
             "",
             ("lung_ct",),
             _prepare_lung,
+        ),
+        Suite(
+            "lung-motion",
+            "Lung CT with known motion",
+            3,
+            "mm",
+            "none",
+            "4 known motions of the CT of one patient. No network was trained on it, and settings are those of the 2D "
+            "suites.",
+            "",
+            ("lung_ct",),
+            _prepare_lung_motion,
         ),
     )
 }

@@ -39,8 +39,8 @@ DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "testing")
 
 _SIDES = ("fixed", "moving")
-_NO_PATHS = ("id", "fixed_series", "moving_series")
-_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # as in the datalist's schema
+_NO_PATHS = ("id", "subject", "fixed_series", "moving_series")
+_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"  # as in the datalist's schema
 _COLUMNS = {"fixed": "fixed_image", "moving": "moving_image"}  # of a table of pairs; the others have the case's names
 _FILES = tuple(f"{side}_{kind}" for kind in ("image", "label", "mask", "landmarks") for side in _SIDES)
 
@@ -204,8 +204,8 @@ def load_pairs(table: str | Path) -> list[dict[str, str]]:
     Args:
         table: a row a pair; columns ``id``, ``fixed``, ``moving`` and any of ``fixed_label``, ``moving_label``,
             ``fixed_mask``, ``moving_mask``, ``fixed_landmarks``, ``moving_landmarks``, ``landmark_space``,
-            ``fixed_series``, ``moving_series``, which may be empty. Paths are relative to the folder of the table. Only
-            the table is read here; a file that is absent is the fault of its pair alone.
+            ``fixed_series``, ``moving_series``, ``subject``, which may be empty. Paths are relative to the folder of
+            the table. Only the table is read here; a file that is absent is the fault of its pair alone.
 
     Returns:
         One dictionary a pair, see :func:`load_datalist`.

@@ -186,7 +186,8 @@ def _write_sunnybrook_subject(folder: Path, source: Path, subject: str) -> list[
     for index in range(stacks["fixed_label"][0].shape[2]):
         if not stacks["fixed_label"][0][..., index].any():
             raise InputError(f"{paths['fixed_label']}: has no label 1 in slice {index}; remove the slice.")
-        cases.append(_write_slice(folder, f"{subject}_slice{index:02d}", paths, stacks, index, cavity=1))
+        case = _write_slice(folder, f"{subject}_slice{index:02d}", paths, stacks, index, cavity=1)
+        cases.append(case | {"subject": subject})
     return cases
 
 
@@ -211,7 +212,10 @@ def _write_acdc_patient(folder: Path, patient: Path) -> list[Case]:
     indices = np.flatnonzero(shown[0] & shown[1]).tolist()
     if not indices:
         raise InputError(f"{patient}: has no slice with label 3 in both phases; give the patient as published.")
-    return [_write_slice(folder, f"{patient.name}_slice{i:02d}", paths, stacks, i, _ACDC_CAVITY) for i in indices]
+    return [
+        _write_slice(folder, f"{patient.name}_slice{i:02d}", paths, stacks, i, _ACDC_CAVITY) | {"subject": patient.name}
+        for i in indices
+    ]
 
 
 def _acdc_frames(path: Path) -> dict[str, int]:

@@ -71,7 +71,7 @@ def prepare_known_field(source: str | Path, output: str | Path) -> None:
         source: folder of ``cases.csv``, whose column ``case`` names folders of ``fixed.nii.gz``, ``moving.nii.gz``
             (2D), ``fixed_landmarks.csv`` and ``moving_landmarks.csv`` (label,x,y in voxels, the first at 0). Its column
             ``carrier``, where it has one, says whether ``outlier.nii.gz`` belongs to "fixed" or "moving", or is empty
-            where both images show the same.
+            where both images show the same; its column ``subject``, whom the pair is of.
         output: the folder to make.
 
     Raises:
@@ -96,11 +96,13 @@ def prepare_known_field(source: str | Path, output: str | Path) -> None:
         {"id": name}
         | {key: f"{name}/{file}" for key, file in files.items()}
         | ({f"{carrier}_outlier": f"{name}/outlier.nii.gz"} if carrier else {})
-        for name, carrier in zip(names, carriers, strict=True)
+        | ({"subject": row["subject"]} if row.get("subject") else {})
+        for row, name, carrier in zip(rows, names, carriers, strict=True)
     ]
     check_cases(
         [
-            {key: str(source / value) for key, value in case.items() if key != "id"} | {"landmark_space": "voxel0"}
+            {key: str(source / value) for key, value in case.items() if key not in ("id", "subject")}
+            | {"landmark_space": "voxel0"}
             for case in cases
         ],
         spatial_dims=2,
@@ -283,7 +285,8 @@ def prepare_birl(source: str | Path, output: str | Path) -> None:
             place = sides["fixed"]["image"].parent
             tissue = (place.parent if _scale(place) else place).name
             case_id = re.sub(r"\W", "_", f"{tissue}_{number:03d}", flags=re.ASCII)
-            cases.append(_copy_pair(source, folder, case_id, sides, 2, grids, space="voxel0"))
+            case = _copy_pair(source, folder, case_id, sides, 2, grids, space="voxel0")
+            cases.append(case | {"subject": tissue})
         description = "Histology of neighbouring sections in several stains, with landmarks."
         write_datalist(folder, {"testing": cases}, description, spatial_dims=2, landmark_space="voxel0")
 
