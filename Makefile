@@ -54,11 +54,12 @@ ABLATIONS := dirnet voxelmorph_mse voxelmorph_ncc published ours_plain ours_trus
 comparators: $(ABLATIONS:%=$(COMPARATORS)/cine/%.pt) $(ABLATIONS:%=$(COMPARATORS)/digits/%.pt) \
 		$(COMPARATORS)/digits/ours_saliency.pt
 
+$(COMPARATORS)/cine/published.pt: LOSS := --loss::gradient_weight 20
 $(COMPARATORS)/cine/%.pt: | $(VENV)/installed
 	test -d runs/cine-data || $(BIN)/monai-jsm prepare sunnybrook $(MONAI_JSM_DATA)/sunnybrook_cine runs/cine-data
 	rm -rf runs/comparators/cine/$*
 	$(BUNDLE) training --config_file "['$(TRAIN)','bundle/configs/comparators/$*.json']" --dataset_dir runs/cine-data \
-		--output_dir runs/comparators/cine/$* --max_epochs 150
+		--output_dir runs/comparators/cine/$* --max_epochs 150 $(LOSS)
 	mkdir -p $(@D)
 	cp runs/comparators/cine/$*/model.pt $@
 

@@ -241,8 +241,7 @@ class PublishedEnergyLoss(nn.Module):
 
     Reference:
         Fu: Unsupervised Global To Local Nonrigid Image Registration Network Bidirectionally Reinforced By Joint
-            Saliency
-        Map. Thesis, Shanghai Jiao Tong University, 2019.
+        Saliency Map. Thesis, Shanghai Jiao Tong University, 2019.
     """
 
     def __init__(

@@ -65,6 +65,17 @@ def test_the_same_pair_gives_the_same_field_and_identical_images_hardly_move():
 
 
 @pytest.mark.slow
+def test_an_image_of_a_single_value_gives_no_motion_and_the_process_lives_on():
+    pytest.importorskip("itk")
+    fixed, _, _ = known_pair(2)
+    flat = torch.full_like(fixed, 0.5)
+    for pair in ((flat, flat), (fixed, flat), (flat, fixed)):
+        ddf = register(*pair, SPACINGS[2])
+        assert ddf.shape == (1, 2, *fixed.shape[2:])
+        assert not ddf.any()
+
+
+@pytest.mark.slow
 def test_a_thin_image_is_taken_and_moves_along_its_long_axis():
     pytest.importorskip("itk")
     rows = torch.arange(61.0)[None, None, :, None]

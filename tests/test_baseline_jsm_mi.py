@@ -46,6 +46,15 @@ def test_a_known_affine_map_is_found_to_a_fraction_of_a_voxel(spatial_dims, weig
     assert error(found, true) < 0.25  # 3D has few voxels for 32 x 32 bins
 
 
+@pytest.mark.parametrize("slices", [1, 3])
+def test_equal_slices_move_as_one_image_does_and_not_through_one_another(slices):
+    fixed, moving, true = pair(2)
+    stacks = (image.unsqueeze(-1).expand(*image.shape, slices).contiguous() for image in (fixed, moving))
+    found = register(*stacks, (*SPACINGS[2], 2.0), iterations=60)
+    assert error(found[:, :2, ..., slices // 2], true) < 0.15
+    assert found[:, 2].abs().max() < 0.1
+
+
 def test_contrast_does_not_matter_and_a_second_run_gives_the_same_bits():
     fixed, moving, true = pair(2)
     found = register(fixed, (1 - moving).square(), SPACINGS[2], iterations=60)

@@ -12,7 +12,9 @@ __all__ = ["DIRNet"]
 
 
 class DIRNet(nn.Module):
-    """Regress the control points of a cubic B-spline field from a pair, in one pass.
+    """DIRNet-style: regress the control points of a cubic B-spline field from a pair, in one pass.
+
+    A re-implementation from the published description.
 
     Each block of the regressor is a 3x3(x3) convolution, batch normalisation, ELU and average pooling over 2 voxels, so
     that the control points stand ``2 ** len(channels)`` voxels apart, in the middle of their cells: 8 by default. Two
@@ -20,9 +22,9 @@ class DIRNet(nn.Module):
     spline's smoothness is the only regularisation. Train it with
     :class:`~monai_jsm.losses.GlobalCorrelationLoss`, Adam, learning rate 1e-3.
 
-    The publication leaves layers and spacing to the data. Ours are constants of this project, as are these differences:
-    any size is taken, 3D as 2D; border control points are repeated beyond the image, so that a uniform motion stays
-    uniform; the head starts near zero.
+    The published hyper-parameters were not at hand: layers, widths, spacing and training are constants of this project.
+    So are these differences: any size is taken, 3D as 2D; border control points are repeated beyond the image, so that
+    a uniform motion stays uniform; the head starts near zero.
 
     Args:
         spatial_dims: 2 or 3.

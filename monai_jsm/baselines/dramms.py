@@ -21,7 +21,9 @@ How it is done here, with every constant:
   core, gap and periphery: 1, 2, 4 voxels on the coarse level, 1, 3, 5 on the middle one, 2, 4, 6 on the fine one. Found
   on every second voxel (every fourth in 3D), between them linear, renewed every 20 iterations, divided by its mean.
   On by default.
-- Deformation: control points 8 voxels apart on each level (images at 1/4, 1/2 and 1 of the resolution), nested.
+- Deformation: control points 8 voxels apart on each level (images at 1/4, 1/2 and 1 of the resolution), but no closer
+  than 2 voxels of the image along a coarse axis. Each level takes over the field of the one before: exactly, as the
+  lattices are nested, and by least squares along an axis where that limit keeps them from it.
 - Optimisation: Adam, 60 iterations a level, steps of 0.3 voxels of the level falling linearly to zero; a level that
   does not lower the energy changes nothing.
 - Energy: the weighted mean of the squared attribute difference (mean over attributes; in units of the 10 of the

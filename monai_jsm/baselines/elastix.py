@@ -49,7 +49,8 @@ def register(
         seed: of the samples.
 
     Returns:
-        ddf, (1, D, *S), float32, voxels: ``warped(x) = moving(x + ddf(x))``.
+        ddf, (1, D, *S), float32, voxels: ``warped(x) = moving(x + ddf(x))``. Zero where an image holds a single value,
+        as elastix ends the whole process on such an image.
 
     Raises:
         InputError: if itk-elastix is not installed.
@@ -61,6 +62,8 @@ def register(
     itk, found = optional_import("itk")
     if not (found and hasattr(itk, "ElastixRegistrationMethod")):
         raise InputError("itk-elastix: is not installed; install it with pip install itk-elastix.")
+    if any(image.min() == image.max() for image in (fixed, moving)):
+        return fixed.new_zeros(1, len(spacing), *fixed.shape[2:])
     edges = [float(edge) for edge in spacing]
     images = []
     for image in (fixed, moving):

@@ -27,6 +27,7 @@ _POOLING = (4, 2, 1)  # of the levels, in units of the finest
 _SHORTEST_AXIS = 8  # voxels that pooling leaves of an axis
 _MOST_VOXELS = {2: 2**20, 3: 2**18}  # of the finest level
 _POINTS_PER_NODE = 2  # the regression is evaluated at so many points between two nodes, then interpolated linearly
+_NEARNESS = 1e-4  # correlation that a squared voxel of offset costs: of equal matches the nearest is taken
 _VARIANCE_FLOOR = 1e-4  # of the local correlation, for intensities in [0, 1]
 _SUPERPIXEL = 8.0  # distance of the seeds
 _SUPERPIXEL_CONTRAST = 0.1  # difference of intensity that counts as much as that distance
@@ -62,8 +63,9 @@ def register(
     2^18 voxels), each after a Gaussian of 0.35 times the pooling. On a level, ``iterations`` times:
 
     1. Warp, and take the joint saliency J of fixed and warped (`JointSaliencyBlock`, its recommended formula).
-    2. At nodes ``step`` apart find the offset b of the highest local correlation, floor 1e-4 on the variances, with a
-       parabola through its neighbours for the fraction of a voxel. Its certainty is c = J max(correlation, 0).
+    2. At nodes ``step`` apart find the offset b of the highest local correlation less 1e-4 |b|^2, floor 1e-4 on the
+       variances, with a parabola through its neighbours for the fraction of a voxel. Its certainty is
+       c = J max(correlation, 0). Without that little cost nothing would decide along a line or through equal slices.
     3. At points half a ``step`` apart fit a linear function of place to the b, weighted by c and a Gaussian kernel,
        cut at 3 times the greatest h of the level. With A = (l1 - l2) / (l1 + l2 + 0.1 q), l the eigenvalues of the
        structure tensor of fixed and q the 90 % quantile of their sum, the kernel is h (a + A) / a wide along
@@ -119,7 +121,7 @@ def _poolings(sizes: list[int], edges: list[float]) -> list[tuple[int, ...]]:
     """By how many voxels each axis is pooled, for every level that differs, coarse to fine.
 
     >>> _poolings([128, 100, 14], [1.0, 1.0, 3.0]), _poolings([160, 192, 224], [1.0, 1.0, 1.0])[-1]
-    ([(4, 4, 1), (2, 2, 1), (1, 1, 1)], (2, 2, 2))
+    ([(4, 4, 1), (2, 2, 1), (1, 1, 1)], (4, 4, 4))
     """
 
     def pooling(wanted: int) -> tuple[int, ...]:
@@ -232,7 +234,7 @@ class _Level:
         return sample(step, (identity_grid(self.shape, step) - first) / between)
 
     def match(self, warped: Tensor) -> tuple[Tensor, Tensor]:
-        """The offset of best correlation of every node, (D, *N) voxels, and that correlation, (*N)."""
+        """The offset of the best match of every node, (D, *N) voxels, and its correlation, (*N)."""
         dims = len(self.shape)
         fixed = F.pad(self.fixed, self.margin, mode="replicate")[0]  # (1, *S and its margin)
         wide = F.pad(F.pad(warped, self.search, mode="replicate"), self.margin, mode="replicate")[0]
@@ -252,6 +254,8 @@ class _Level:
                 correlations.append(covariance * torch.rsqrt(spread_fixed * spread_wide[at]))
         counts = [2 * reach + 1 for reach in self.radii]
         scores = torch.stack(correlations)  # (offsets, *N)
+        cost = _NEARNESS * torch.tensor(offsets).sub(torch.tensor(self.radii)).square().sum(1).to(scores)
+        scores -= cost.reshape(-1, *[1] * dims)
         peak, best = scores.max(0)
         matches = []
         for axis, (count, reach) in enumerate(zip(counts, self.radii, strict=True)):
@@ -263,7 +267,7 @@ class _Level:
             )
             bend = (2 * peak - before - after).clamp_min(1e-6)
             matches.append(place - reach + torch.where(inside, 0.5 * (after - before) / bend, 0.0).clamp(-0.5, 0.5))
-        return torch.stack(matches).reshape(dims, *peak.shape), peak
+        return torch.stack(matches).reshape(dims, *peak.shape), peak + cost[best]
 
     def regress(self, matches: Tensor, certainty: Tensor, widths: Tensor, ridge: float) -> Tensor:
         """Weighted least squares of the matches around every point, (1, D, *P), voxels of the level."""

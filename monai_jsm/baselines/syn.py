@@ -58,7 +58,10 @@ def register(
         moving: (1, 1, *S), on the grid of ``fixed``.
         spacing: D voxel edges in mm, array-axis order.
         metric: as ANTs names it: ``CC`` (local correlation), ``mattes``, ``meansquares`` or ``demons``.
-        sampling: radius of ``CC`` in voxels, number of bins of ``mattes``. Radius 3 was best on validation pairs.
+        sampling: radius of ``CC`` in voxels, number of bins of ``mattes``. Validation is two-sided on the radius: on 24
+            pairs of known motion 2 gave a mean error of 0.245 voxels without an outlier, 0.336 with one and 1.519 near
+            it, 3 gave 0.278, 0.431 and 1.875; on 12 cine pairs 3 gave a contour distance of 1.311 voxels and Dice
+            0.924, 2 gave 1.377 and 0.921.
         iterations: most iterations of each level, coarsest first; their number is that of the levels.
         grad_step: longest step of an iteration, voxels.
         flow_sigma: variance of the Gaussian that smooths each update, squared voxels of its level.

@@ -22,7 +22,18 @@ class VoxelMorphNet(nn.Module):
     convolution near zero, all others after He. Images of any size are padded inside.
 
     ``configs/comparators/voxelmorph_mse.json`` and ``voxelmorph_ncc.json`` of the bundle train it with the mean squared
-    error or with local correlation over 9 voxels, and penalise the gradient of the displacement.
+    error or with local correlation over 9 voxels, as our own networks are trained, so that the comparison is one of
+    networks and losses. That differs from the authors' training:
+
+    - the gradient of the displacement is penalised at full size; theirs is that of the velocity at half size;
+    - the penalty is MONAI's ``DiffusionLoss``, central differences squared and summed over the axes; theirs takes
+      forward differences and the mean over the axes;
+    - its weight with local correlation is 0.02, that of our own network; theirs is 1. With the mean squared error it is
+      0.01, as in their program;
+    - Adam at 1e-3, falling with a cosine to 1e-5, batches of 4, at most 6450 steps (6500 on digits), the weights of the
+      best validation; theirs is Adam at 1e-4 throughout, for many more steps;
+    - augmentation by swaps, flips, affine maps, warps and a gamma that is drawn for each image by itself, also where
+      the loss is the mean squared error, which takes such a difference of intensities for a mismatch.
 
     Args:
         spatial_dims: 2 or 3.
