@@ -250,9 +250,8 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
     benchmark.add_argument(
         "--suite",
         metavar="S",
-        help="one or several with commas between them: digits, digits-outlier, phantom, known-field, cine, histology, "
-        "hippocampus, brain3d, brain-tumour, lung; 2d or 3d for all of these; published for the ten and ten cases of "
-        "the published figure; or speed, the time of our pieces against their budgets",
+        help="names with commas between them (see --list); 2d or 3d for all of these; published for the ten and ten "
+        "cases of the published figure; or speed, the time of our pieces against their budgets",
     )
     benchmark.add_argument("--dataset-dir", type=Path, metavar="DIR", help="instead: a folder with a datalist.json")
     benchmark.add_argument(

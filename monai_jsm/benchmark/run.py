@@ -329,7 +329,7 @@ def _at(image: torch.Tensor, voxels: torch.Tensor) -> list[float]:
 
 
 def _outlier_distances(pair: Mapping[Hashable, Any], case: Mapping[str, Any]) -> list[float] | None:
-    """Voxels from each landmark to the nearest voxel without counterpart, in the image that carries it."""
+    """Voxels from each landmark to the nearest voxel that only one image shows, in that image."""
     nearest = None
     for side, image in (("fixed", "fixed_image"), ("moving", "moving_original")):
         if f"{side}_outlier" not in case:
