@@ -24,7 +24,7 @@ class CaseResult:
         measures: name to value, units as in :data:`monai_jsm.metrics.UNITS`, and ``image_error`` (mean absolute
             difference of fixed and warped, intensities in [0, 1]); only what the case has labels or landmarks for.
         landmarks: a row each: ``label``, ``before_voxel``, ``after_voxel``, ``before_mm``, ``after_mm``,
-            ``outlier_distance`` (voxels to the nearest voxel that only one image shows, None where the case has none) and
+            ``outlier_distance`` (voxels to the nearest one that only one image shows, None where the case has none) and
             ``trust`` (of the registered pair there, in [0, 1]).
         seconds: that the method and the pre-alignment it starts from took, without reading and measuring; NaN where it
             failed.
