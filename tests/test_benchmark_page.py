@@ -15,10 +15,12 @@ def fill():
 
 
 def test_the_page_takes_the_newest_tables_and_plots_and_keeps_its_words(fill, tmp_path):
-    page = "# Page\n\n<!-- cine -->\nold\n<!-- end of cine -->\n\n<!-- lung -->\nkept\n<!-- end of lung -->\nmore\n"
+    marks = "<!-- cine -->\nold\n<!-- end of cine -->\n\n<!-- lung -->\nkept\n<!-- end of lung -->\nmore\n"
+    page = "# Page\n\n![x](images/benchmark/cine-time.png)\n\n" + marks
     (tmp_path / "runs" / "cine").mkdir(parents=True)
     (tmp_path / "runs" / "cine" / "benchmark.md").write_text("# Cine\n\n| a |\n\n## Results\n")
-    (tmp_path / "runs" / "cine" / "time.png").write_bytes(b"picture")
+    for plot in ("time", "bars"):
+        (tmp_path / "runs" / "cine" / f"{plot}.png").write_bytes(b"picture")
     filled = fill(page, tmp_path / "runs", tmp_path / "images")
     new = "<!-- cine -->\n\n#### Cine\n\n| a |\n\n##### Results\n\n<!-- end of cine -->"
     assert filled == page.replace("<!-- cine -->\nold\n<!-- end of cine -->", new)
