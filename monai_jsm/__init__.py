@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "apps",
+    "baselines",
     "benchmark",
     "data",
     "engines",
@@ -22,6 +23,7 @@ _ROOMS = (
     "metrics",
     "networks",
     "prealignment",
+    "pyramid",
     "refinement",
     "registration",
     "report",

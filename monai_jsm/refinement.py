@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_jsm.geometry import compose, identity_grid, jacobian_determinant, sample, warp
+from monai_jsm.geometry import compose, jacobian_determinant, warp
 from monai_jsm.losses import SquaredLocalCorrelationLoss, weighted_mean
+from monai_jsm.pyramid import PyramidLevel
 from monai_jsm.saliency import JointSaliencyBlock
 
 __all__ = ["refine"]
@@ -158,40 +159,16 @@ def _poolings(sizes: list[int], edges: list[float], finest: int) -> list[tuple[i
     return list(dict.fromkeys(levels))
 
 
-class _Level:
-    """A pair on one level of the pyramid, and the way of fields to it and back; pooled voxels are cell-centred."""
+class _Level(PyramidLevel):
+    """A pair on one level of the pyramid."""
 
     def __init__(
         self, fixed: Tensor, moving: Tensor, weight: Tensor, edges: list[float], pooling: tuple[int, ...]
     ) -> None:
-        self.full_shape = list(fixed.shape[2:])
-        self.pooling = pooling
-        self.scale = fixed.new_tensor(pooling).reshape(-1, *[1] * len(pooling))  # (D, 1, ...)
-        lengths = [edge * p for edge, p in zip(edges, pooling, strict=True)]
-        unit = max((length for length, p in zip(lengths, pooling, strict=True) if p > 1), default=1.0)
-        self.edges = [length / unit for length in lengths]
-        blurred = _blur(torch.cat([fixed, moving], 1), [0.35 * p if p > 1 else 0.0 for p in pooling])
-        self.fixed, self.moving = self._pool(blurred).split(1, 1)
-        self.weight = self._pool(weight)
-
-    def _pool(self, values: Tensor) -> Tensor:
-        if max(self.pooling) == 1:
-            return values
-        return (F.avg_pool2d if len(self.pooling) == 2 else F.avg_pool3d)(values, self.pooling)
-
-    def shrink(self, ddf: Tensor) -> Tensor:
-        """A field of the full grid on the level, in voxels of the level."""
-        return self._pool(ddf) / self.scale
-
-    def interpolate(self, values: Tensor) -> Tensor:
-        """Values of the level on the full grid, (1, C, *S)."""
-        if max(self.pooling) == 1:
-            return values
-        return sample(values, (identity_grid(self.full_shape, values) + 0.5) / self.scale - 0.5)
-
-    def enlarge(self, ddf: Tensor) -> Tensor:
-        """A field of the level on the full grid, in voxels of the full grid."""
-        return self.interpolate(ddf) * self.scale
+        super().__init__(fixed, edges, pooling)
+        blurred = _blur(torch.cat([fixed, moving], 1), self.smoothing)
+        self.fixed, self.moving = self.pool(blurred).split(1, 1)
+        self.weight = self.pool(weight)
 
     def blur(self, values: Tensor, sigma: float) -> Tensor:
         """Gaussian mean, sigma in units of ``edges``."""

@@ -9,7 +9,7 @@ import monai_jsm
 
 FLOORS = [
     ("geometry",),
-    ("saliency", "data"),
+    ("saliency", "data", "pyramid"),
     ("losses", "metrics", "networks", "transforms"),
     ("prealignment", "refinement", "engines", "handlers", "report"),
     ("registration", "baselines"),

@@ -19,6 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from monai_jsm.geometry import compose, identity_grid, sample, warp
+from monai_jsm.pyramid import PyramidLevel
 from monai_jsm.saliency import JointSaliencyBlock, structure_tensor
 
 __all__ = ["register"]
@@ -137,8 +138,8 @@ def _poolings(sizes: list[int], edges: list[float]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(pooling(finest * factor) for factor in _POOLING))
 
 
-class _Level:
-    """A pair on one level of the pyramid with the kernels that fixed gives; pooled voxels are cell-centred.
+class _Level(PyramidLevel):
+    """A pair on one level of the pyramid with the kernels that fixed gives.
 
     Lengths are in units of ``edges``: about one voxel of the level.
     """
@@ -153,14 +154,8 @@ class _Level:
         radius: int,
         window: int,
     ) -> None:
-        self.full_shape = list(fixed.shape[2:])
-        self.pooling = pooling
-        self.scale = fixed.new_tensor(pooling).reshape(-1, *[1] * len(pooling))  # (D, 1, ...)
-        lengths = [edge * p for edge, p in zip(edges, pooling, strict=True)]
-        unit = max((length for length, p in zip(lengths, pooling, strict=True) if p > 1), default=1.0)
-        self.edges = [length / unit for length in lengths]
-        sigmas = [0.35 * p if p > 1 else 0.0 for p in pooling]
-        self.fixed, self.moving = (self._pool(_blur(image, sigmas)) for image in (fixed, moving))
+        super().__init__(fixed, edges, pooling)
+        self.fixed, self.moving = (self.pool(_blur(image, self.smoothing)) for image in (fixed, moving))
         self.block = JointSaliencyBlock(len(edges), spacing=self.edges)
 
         self.shape = list(self.fixed.shape[2:])
@@ -181,21 +176,6 @@ class _Level:
             for extra in ([0] * len(halves), self.radii)
         )
         self._shape_kernels()
-
-    def _pool(self, values: Tensor) -> Tensor:
-        if max(self.pooling) == 1:
-            return values
-        return (F.avg_pool2d if len(self.pooling) == 2 else F.avg_pool3d)(values, self.pooling)
-
-    def shrink(self, ddf: Tensor) -> Tensor:
-        """A field of the full grid on the level, in voxels of the level."""
-        return self._pool(ddf) / self.scale
-
-    def enlarge(self, ddf: Tensor) -> Tensor:
-        """A field of the level on the full grid, in voxels of the full grid."""
-        if max(self.pooling) == 1:
-            return ddf
-        return sample(ddf, (identity_grid(self.full_shape, ddf) + 0.5) / self.scale - 0.5) * self.scale
 
     def at_points(self, values: Tensor) -> Tensor:
         """Values of the level where the regression is evaluated, (1, C, *P)."""
