@@ -347,6 +347,8 @@ def test_the_command_lists_what_it_can_do(capsys):
         (["--suite", "cine"], "give --output"),
         (["--suite", "cine", "--output", "o", "--affine", "auto"], "leave it out"),
         (["--suite", "moon", "--output", "o"], "is no suite to give here"),
+        (["--suite", "cine,histology", "--output", "o"], "name their folder with --data or MONAI_JSM_DATA"),
+        (["--suite", "cine", "--output", "o", "--data", "nowhere"], "there is no such folder"),
         (["--suite", "phantom", "--output", "o", "--methods", "magic"], "is no method"),
         (["--suite", "phantom", "--output", "o", "--weights", "none.pt"], "there is no such file"),
         (["--suite", "phantom", "--output", "o", "--methods", ""], "names nothing"),
@@ -359,6 +361,7 @@ def test_a_command_that_cannot_be_followed_ends_with_a_sentence_and_status_2(
     words, told, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MONAI_JSM_DATA", raising=False)
     assert main(["benchmark", *words]) == 2
     error = capsys.readouterr().err
     assert told in error

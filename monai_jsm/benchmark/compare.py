@@ -14,7 +14,7 @@ from monai_jsm.benchmark.results import whole_file
 from monai_jsm.benchmark.run import run_suite
 from monai_jsm.benchmark.suites import SUITES, Suite, suite_folder
 from monai_jsm.benchmark.tables import Head, write_tables
-from monai_jsm.data import DATALIST_NAME, datalist_spatial_dims, load_datalist
+from monai_jsm.data import DATALIST_NAME, datalist_spatial_dims, load_cases, load_datalist
 from monai_jsm.data.errors import InputError
 from monai_jsm.networks import GlobalToLocalNet, load_weights, released_weights
 
@@ -138,9 +138,13 @@ def run_benchmark(
     if len(suites) > 1 and (output / _MARK).exists():
         raise InputError(f"{output}: holds the results of one suite; give another folder for several.")
     sources = {}
-    for suite in suites:  # all that can be refused is refused before any work
-        _claim(folders[suite.name], suite, dataset_dir, section)
+    marks = {suite.name: _mark(folders[suite.name], suite, dataset_dir, section) for suite in suites}
+    for suite in suites:
         sources[suite.name] = dataset_dir or suite_folder(suite, data, output / "data")
+        if dataset_dir:  # the files of a suite are ours
+            load_cases(dataset_dir, section, suite.spatial_dims, allow_outside)
+    for suite in suites:  # all that can be refused has been refused, and nothing of ours left behind
+        _claim(folders[suite.name], marks[suite.name])
     commit, texts, found = _commit(), [], {}
     for suite in suites:
         rows = choose_methods(names, suite.spatial_dims, weights is not None)
@@ -182,25 +186,31 @@ def run_benchmark(
     return "\n".join(texts)
 
 
-def _claim(folder: Path, suite: Suite, dataset_dir: Path | None, section: str) -> None:
-    """Make the folder of a suite's results; refuse one that holds anything else."""
+def _mark(folder: Path, suite: Suite, dataset_dir: Path | None, section: str) -> dict[str, str]:
+    """What a folder of results is of; refuses one that holds anything else."""
     mark = {"suite": suite.name, "section": section, "affine": suite.affine}
     mark |= {"datalist": str(dataset_dir.resolve())} if dataset_dir else {}
     path = folder / _MARK
     try:
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         others = folder.is_dir() and any(entry.name != "data" for entry in folder.iterdir())
-        if held is None and not others:
-            folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as building:
-                building.write_text(json.dumps(mark), encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"its {_MARK} is damaged"
-        raise InputError(f"{folder}: cannot be written to ({reason}); give another folder.") from error
+        raise InputError(f"{folder}: cannot be used ({reason}); give another folder.") from error
     if held is None and others:
         raise InputError(f"{folder}: holds other files, which would be written over; give a new folder.")
     if held is not None and held != mark:
         raise InputError(f"{folder}: holds the results of other pairs; give another folder.")
+    return mark
+
+
+def _claim(folder: Path, mark: dict[str, str]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / _MARK) as building:
+            building.write_text(json.dumps(mark), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}); give another folder.") from error
 
 
 def _count(cases: Sequence[Mapping[str, str]], with_landmarks: bool) -> int:
